@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine needs before it can run local nodes: packages, and a pure cgroup-v2 view for podman."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from .settings import PREFIX, RUN_DIR, cache_dir, subnet
+from .shell import LocalNodesError, run, step
+
+#: Program → Debian and Ubuntu package.
+PROGRAMS = {
+    "podman": "podman",
+    "crun": "crun",
+    "mmdebstrap": "mmdebstrap",
+    "skopeo": "skopeo",
+    "docker-registry": "docker-registry",
+    "iptables": "iptables",
+    "nsenter": "util-linux",
+    "mount": "mount",
+    "ssh-keygen": "openssh-client",
+}
+#: Packages without a program on PATH; podman's network needs them.
+LIBRARIES = {
+    "/usr/lib/podman/netavark": "netavark",
+    "/usr/lib/podman/aardvark-dns": "aardvark-dns",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
+#: Podman's defaults raise limits, which a machine without CAP_SYS_RESOURCE refuses; these are lower and enough.
+CONTAINERS_CONF = """\
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=30000:30000"]
+pids_limit = 0
+"""
+
+
+def install_packages() -> None:
+    """Install what is missing with apt; nothing is done, and nothing asked of the network, when all is there."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)]
+    missing += [package for file, package in LIBRARIES.items() if not Path(file).exists()]
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise LocalNodesError(f"this machine lacks {', '.join(missing)} and has no apt-get; install them by hand")
+    with step(f"packages of this machine: {' '.join(missing)}"):
+        environment = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["apt-get", "update", "-q"], env=environment)
+        run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], env=environment)
+        # The package may start a registry of its own; ours is a container on the nodes' network.
+        if "docker-registry" in missing and shutil.which("systemctl"):
+            run(["systemctl", "disable", "--now", "docker-registry"], check=False)
+
+
+def _namespace() -> list[str]:
+    """Prefix for podman's command line; empty on an ordinary cgroup-v2 machine.
+
+    Systemd in a container wants a writable cgroup-v2 tree. Where this machine mounts the hybrid layout, podman runs in
+    a mount namespace of its own, in which /sys/fs/cgroup is cgroup v2. The namespace is kept as a bind mount below
+    /run: a new one for each call would lose the network namespaces that podman keeps as mounts.
+    """
+    kind = run(["stat", "-fc", "%T", "/sys/fs/cgroup"]).stdout.strip()
+    if kind == "cgroup2fs":
+        return []
+    handle = RUN_DIR / "mnt"
+    prefix = ["nsenter", f"--mount={handle}", "--"]
+    if (
+        handle.exists()
+        and run([*prefix, "stat", "-fc", "%T", "/sys/fs/cgroup"], check=False).stdout.strip() == "cgroup2fs"
+    ):
+        return prefix
+    RUN_DIR.mkdir(parents=True, exist_ok=True)
+    if not os.path.ismount(RUN_DIR):
+        run(["mount", "--bind", RUN_DIR, RUN_DIR])
+    run(["mount", "--make-private", RUN_DIR])
+    handle.touch()
+    inside = "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+    run(["unshare", f"--mount={handle}", "sh", "-c", inside])
+    return prefix
+
+
+def _podman_environment() -> dict[str, str]:
+    file = cache_dir() / "containers.conf"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text() != CONTAINERS_CONF:
+        file.write_text(CONTAINERS_CONF)
+    return {"CONTAINERS_CONF": str(file)}
+
+
+_prefix: list[str] | None = None
+
+
+def podman(
+    *argv: str | Path, check: bool = True, text_input: str | None = None, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Call podman as root in the right mount namespace. Paths must be absolute."""
+    global _prefix  # noqa: PLW0603 - looked up once a process
+    if _prefix is None:
+        _prefix = _namespace()
+    return run(
+        [*_prefix, "podman", *argv], check=check, text_input=text_input, timeout=timeout, env=_podman_environment()
+    )
+
+
+def ensure_network() -> None:
+    """Make the nodes' bridge network.
+
+    Raises:
+        LocalNodesError: its subnet belongs to something else on this machine.
+    """
+    if podman("network", "exists", PREFIX, check=False).returncode == 0:
+        return
+    made = podman("network", "create", "--subnet", str(subnet()), PREFIX, check=False)
+    if made.returncode != 0:
+        raise LocalNodesError(
+            f"the local nodes' network {subnet()} could not be made ({made.stderr.strip()}); "
+            "set INFERENCE_FLEET_SUBNET to a free /24 and use inventories with addresses in it"
+        )
+
+
+def give_to_caller(path: Path) -> None:
+    """Hand a file made under sudo to the user who called sudo, since SSH and Ansible run as that user."""
+    user, group = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
+    if not user or not group:
+        return
+    paths: Sequence[Path] = [path, *path.rglob("*")] if path.is_dir() else [path]
+    for each in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.chown(each, int(user), int(group))
