@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Container engines, NVIDIA's container toolkit and CDI: what is installed, running and configured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Command, Host
+
+DOCKER_SOCKET = "/run/docker.sock"
+DOCKER_CONFIG = "etc/docker/daemon.json"
+DOCKER_PACKAGES = ("docker-ce", "docker.io", "moby-engine", "docker-engine")
+# Packages whose hold keeps the engine as it is.
+RUNTIME_PACKAGE = re.compile(r"^(docker|containerd|runc|moby|nvidia-container|libnvidia-container|podman|crun)")
+# From this version on, CDI needs no feature flag.
+DOCKER_CDI_DEFAULT = (28, 2)
+CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
+RESPONSE_LIMIT_BYTES = 1 << 20
+
+
+class Commands:
+    """The engines' programs, started together so that they run while other facts are read."""
+
+    def __init__(self, host: Host) -> None:
+        self.docker = host.start("docker", "--version")
+        self.podman = host.start("podman", "--version")
+        self.toolkit = host.start("nvidia-ctk", "--version")
+
+
+def collect(host: Host, commands: Commands) -> Dict[str, Any]:
+    """Return the runtime facts; `commands` were started before."""
+    return {
+        "docker": host.report.guard("docker", lambda: _docker(host, commands.docker), None),
+        "podman": _version_only(host, "podman", commands.podman, r"podman version ([0-9][^\s,]*)"),
+        "toolkit": _version_only(host, "nvidia_ctk", commands.toolkit, r"version v?([0-9][^\s,]*)"),
+        "cdi": host.report.guard("cdi", lambda: _cdi(host), {"specs": [], "devices": []}),
+    }
+
+
+def _docker(host: Host, command: Command) -> Optional[Dict[str, Any]]:
+    outcome = command.finish()
+    # podman's docker command says `podman version`, and is no Docker.
+    client = re.match(r"Docker version ([0-9][^\s,]*)", outcome.stdout)
+    server, message = None, outcome.message
+    started = time.monotonic()
+    if host.live and client and _daemon_runs(host):
+        server, message = engine_version(DOCKER_SOCKET, host.timeout)
+    ms = outcome.ms + int((time.monotonic() - started) * 1000)
+    status = outcome.status
+    if client and message:
+        status = "error"
+    elif outcome.status == "ok" and not client:
+        status, message = "absent", "the docker command is not Docker's"
+    host.report.probe("docker", status, message, ms)
+    if client is None:
+        return None
+    version = server or client.group(1)
+    config = _daemon_config(host)
+    package, held = _packages(host)
+    return {
+        "version": version,
+        "running": server is not None,
+        "cdi": _cdi_enabled(version, config),
+        "daemon_config": config,
+        "package": package,
+        "held": held,
+    }
+
+
+def _daemon_runs(host: Host) -> bool:
+    """Facts must not start the daemon, which connecting to a socket that systemd holds would do."""
+    own = host.link("proc/self/ns/pid")
+    for name in host.names("proc"):
+        if not name.isdigit() or host.text("proc", name, "comm") != "dockerd":
+            continue
+        # A daemon inside a container has another namespace and is not this node's.
+        if host.link("proc", name, "ns/pid") in (own, None):
+            return True
+    return False
+
+
+def engine_version(path: str, timeout: float) -> Tuple[Optional[str], Optional[str]]:
+    """Ask the Docker Engine at the socket `path` for its version, for at most `timeout` seconds.
+
+    Returns the version and None; None and why there is none; None twice when nothing listens there.
+    """
+    deadline = time.monotonic() + timeout
+    answer = b""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout)
+            connection.connect(path)
+            connection.sendall(b"GET /version HTTP/1.0\r\nHost: docker\r\n\r\n")
+            while len(answer) < RESPONSE_LIMIT_BYTES:
+                connection.settimeout(max(0.001, deadline - time.monotonic()))
+                data = connection.recv(65536)
+                if not data:
+                    break
+                answer += data
+        version = json.loads(answer.partition(b"\r\n\r\n")[2].decode("utf-8", "replace"))["Version"]
+    except socket.timeout:
+        return None, f"the Docker Engine did not answer on {path} within {timeout:g} s"
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None, None
+    except OSError as problem:
+        return None, f"the Docker Engine does not answer on {path}: {problem.strerror or problem}"
+    except (ValueError, KeyError, TypeError):
+        return None, f"the Docker Engine's answer on {path} is not understood"
+    return str(version), None
+
+
+def _daemon_config(host: Host) -> Optional[Dict[str, Any]]:
+    text = host.text(DOCKER_CONFIG)
+    if text is None:
+        return None
+    try:
+        config = json.loads(text)
+    except ValueError as problem:
+        host.report.error("docker", f"/{DOCKER_CONFIG} is not valid JSON: {problem}")
+        return None
+    if not isinstance(config, dict):
+        host.report.error("docker", f"/{DOCKER_CONFIG} holds no JSON object")
+        return None
+    return config
+
+
+def _cdi_enabled(version: str, config: Optional[Dict[str, Any]]) -> bool:
+    features = (config or {}).get("features")
+    flag = features.get("cdi") if isinstance(features, dict) else None
+    if isinstance(flag, bool):
+        return flag
+    numbers = tuple(int(number) for number in re.findall(r"[0-9]{1,6}", version)[:2])
+    return numbers >= DOCKER_CDI_DEFAULT
+
+
+def _packages(host: Host) -> Tuple[Optional[str], List[str]]:
+    """Return the package that Docker came in and the runtime's packages on hold, from dpkg's own record."""
+    package, held = None, []
+    for block in (host.text("var/lib/dpkg/status") or "").split("\n\n"):
+        name = block[9 : block.find("\n")] if block.startswith("Package: ") else ""
+        if not RUNTIME_PACKAGE.match(name):
+            continue
+        status = re.search(r"^Status: (\S+) \S+ (\S+)$", block, re.MULTILINE)
+        if status is None or status.group(2) != "installed":
+            continue
+        if name in DOCKER_PACKAGES:
+            package = name
+        if status.group(1) == "hold":
+            held.append(name)
+    return package, sorted(held)
+
+
+def _version_only(host: Host, source: str, command: Command, pattern: str) -> Optional[Dict[str, str]]:
+    outcome = command.finish()
+    match = re.search(pattern, outcome.stdout)
+    status, message = outcome.status, outcome.message
+    if status == "ok" and match is None:
+        status, message = "error", f"{command.argv[0]} --version printed no version"
+    host.report.probe(source, status, message, outcome.ms)
+    return {"version": match.group(1)} if match and outcome.status == "ok" else None
+
+
+def _cdi(host: Host) -> Dict[str, List[str]]:
+    specs, devices = [], []
+    for folder in CDI_FOLDERS:
+        for name in host.names(folder):
+            if not name.endswith((".json", ".yaml", ".yml")):
+                continue
+            path = os.path.join(folder, name)
+            specs.append(path)
+            text = host.text(path)
+            if text is None:
+                host.report.error("cdi", f"{path} cannot be read")
+                continue
+            devices += _cdi_devices(host, path, text)
+    return {"specs": specs, "devices": sorted(set(devices))}
+
+
+def _cdi_devices(host: Host, path: str, text: str) -> List[str]:
+    if path.endswith(".json"):
+        try:
+            content = json.loads(text)
+            return [f"{content['kind']}={device['name']}" for device in content.get("devices", [])]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            host.report.error("cdi", f"{path} is no CDI specification")
+            return []
+    # The standard library has no YAML. nvidia-ctk writes `kind:` and the list `devices:` at the left margin.
+    kind = re.search(r"^kind:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
+    block = re.search(r"^devices:[^\n]*\n((?:(?:[ \t-][^\n]*)?(?:\n|$))*)", text, re.MULTILINE)
+    if kind is None or block is None:
+        host.report.error("cdi", f"{path} is no CDI specification")
+        return []
+    entry = re.search(r"^[ \t]*- ", block.group(1), re.MULTILINE)
+    indent = len(entry.group(0)) if entry else 2
+    names = re.findall(r"^(?:[ \t]*- |[ \t]*)name:\s*[\"']?([^\s\"'#]+)", _level(block.group(1), indent), re.MULTILINE)
+    return [f"{kind.group(1)}={name}" for name in names]
+
+
+def _level(block: str, indent: int) -> str:
+    """Keep the lines whose key starts in column `indent`: those of the devices themselves, not of what they hold."""
+    lines = []
+    for line in block.splitlines():
+        key = line.lstrip(" -")
+        if len(line) - len(key) == indent:
+            lines.append(line)
+    return "\n".join(lines)

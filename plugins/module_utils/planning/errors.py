@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one error of the plan, and the words its sentences are built from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+
+class PlanError(ValueError):
+    """There is no plan; the text is one sentence: host, variable or service, what is wrong, what would be right."""
+
+
+def size_text(number_of_bytes: int) -> str:
+    """Return a size for people: ``"98 MiB"`` below 1 GiB, ``"4.6 GiB"`` from there on."""
+    if number_of_bytes < GIB:
+        return f"{max(1, round(number_of_bytes / MIB))} MiB"
+    return f"{number_of_bytes / GIB:.1f} GiB"
+
+
+def choices_text(choices: Iterable[str]) -> str:
+    """Return the sorted choices separated by commas, or ``"none"``."""
+    return ", ".join(sorted(choices)) or "none"
+
+
+def suggestion_text(word: str, choices: Iterable[str], what: str) -> str:
+    """Return ``"did you mean X? <what>: a, b"``, without the question when nothing is close to the word."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    listed = f"{what}: {choices_text(known)}"
+    return f"did you mean {close[0]}? {listed}" if close else listed

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where services go: the node's address and tier, GPUs, image variants and ports."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.fleet.inference.plugins.module_utils.planning import sizing
+from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import TIERS, Engine, Variant
+from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import PlanError
+from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import ServiceWish, Wishes, is_address
+
+HOST_POOL = "host"
+_VENDORS = {"cuda": ("nvidia", "NVIDIA GPU"), "rocm": ("amd", "AMD GPU"), "vulkan": (None, "GPU")}
+_WILDCARDS = ("0.0.0.0", "::", "*", "")  # noqa: S104 - the addresses of other programs' sockets
+#: Driver branch that last supports Maxwell, Pascal and Volta, that is compute capabilities below 7.5.
+_LAST_BRANCH_BEFORE_TURING = "580"
+
+
+@dataclass
+class Pool:
+    """Memory that services share: the host's, or one GPU's. ``taken`` is what the services' smallest settings need."""
+
+    name: str
+    title: str
+    budget: int
+    taken: int = 0
+    services: list[str] = field(default_factory=list)
+
+
+def node_tier(wishes: Wishes, facts: Mapping[str, Any]) -> str:
+    """Return the node's tier: the wished one, else what the facts say."""
+    tier = wishes.tier or facts.get("tier")
+    if tier not in TIERS:
+        raise PlanError(
+            f"{wishes.host}: tier of the hardware facts is {tier!r}; gather them again with fleet.inference.gpu_facts"
+        )
+    return str(tier)
+
+
+def node_address(wishes: Wishes, facts: Mapping[str, Any]) -> str:
+    """Return the address that services listen on: the wished one, else the one Ansible uses, else the first IPv4."""
+    network = facts.get("network")
+    addresses = [str(item) for item in network.get("addresses") or []] if isinstance(network, Mapping) else []
+    if wishes.address is not None:
+        if addresses and wishes.address not in addresses and wishes.address not in _WILDCARDS:
+            raise PlanError(
+                f"{wishes.host}: inference_address is {wishes.address}, which this node does not have; "
+                f"give one of {', '.join(addresses)}"
+            )
+        return wishes.address
+    if wishes.ansible_host in addresses:
+        return str(wishes.ansible_host)
+    for text in addresses:
+        if is_address(text):
+            address = ipaddress.ip_address(text)
+            if address.version == 4 and not address.is_loopback and not address.is_link_local:
+                return text
+    raise PlanError(
+        f"{wishes.host}: no IPv4 address was found on this node; set inference_address to the address that the "
+        "gateways reach it by"
+    )
+
+
+def device_title(device: Mapping[str, Any]) -> str:
+    """Return a GPU's name for people: ``GPU 0 (NVIDIA H100)``."""
+    return f"GPU {device.get('index')} ({device.get('name') or 'unknown'})"
+
+
+def device_pool(device: Mapping[str, Any]) -> str:
+    """Return the name of a GPU's memory: its UUID (else its PCI address), or the host's for unified memory."""
+    if device.get("unified_memory"):
+        return HOST_POOL
+    return str(device.get("uuid") or device.get("pci_bus_id"))
+
+
+def usable_devices(host: str, tier: str, facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the GPUs of a tier that services may use, most memory first, then by PCI address.
+
+    Raises:
+        PlanError: There is none.
+    """
+    vendor, title = _VENDORS[tier]
+    devices = [item for item in facts.get("devices") or [] if vendor is None or item.get("vendor") == vendor]
+    usable = [item for item in devices if item.get("usable")]
+    known = [item for item in usable if item.get("memory_total_bytes") or item.get("unified_memory")]
+    if known:
+        return sorted(known, key=lambda item: (-(item.get("memory_total_bytes") or 0), str(item.get("pci_bus_id"))))
+    if usable:
+        raise PlanError(
+            f"{host}: the memory of {device_title(usable[0])} is unknown; install its driver and gather the facts "
+            "again, or set inference_tier: cpu"
+        )
+    reasons = "; ".join(f"{device_title(item)}: {item.get('unusable_reason') or 'unknown reason'}" for item in devices)
+    raise PlanError(
+        f"{host}: tier is {tier} but no {title} is usable{f' ({reasons})' if reasons else ''}; "
+        "repair it, or set inference_tier: cpu"
+    )
+
+
+def pinned_device(
+    host: str, wish: ServiceWish, usable: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the GPU that a service is pinned to.
+
+    Raises:
+        PlanError: The node has no such GPU, it is not usable, or several are pinned.
+    """
+    assert wish.gpus is not None
+    where = wish.place("gpus")
+    if len(wish.gpus) != 1:
+        raise PlanError(
+            f"{host}: {where} names {len(wish.gpus)} GPUs, and {wish.backend} uses one GPU in this version; name one"
+        )
+    pin = wish.gpus[0]
+    key = "index" if isinstance(pin, int) else "uuid"
+    for device in usable:
+        if device.get(key) == pin:
+            return device
+    listed = ", ".join(f"{item.get('index')} ({item.get('uuid')})" for item in usable)
+    for device in facts.get("devices") or []:
+        if device.get(key) == pin:
+            reason = device.get("unusable_reason") or "it does not belong to the node's tier"
+            raise PlanError(
+                f"{host}: {where} names {device_title(device)}, which is not usable: {reason}; use {listed}"
+            )
+    raise PlanError(f"{host}: {where} names {pin}, which this node does not have; use {listed}")
+
+
+def choose_variant(
+    host: str, engine: Engine, tier: str, device: Mapping[str, Any] | None, facts: Mapping[str, Any]
+) -> Variant:
+    """Return the first image of an engine that runs on this node and GPU.
+
+    Raises:
+        PlanError: None does; the text says why for the image that comes closest.
+    """
+    variants = [variant for variant in engine.variants if variant.tier == tier]
+    if not variants:
+        tiers = ", ".join(sorted({variant.tier for variant in engine.variants}))
+        raise PlanError(f"{host}: {engine.name} has no image for tier {tier}; set inference_tier to one of {tiers}")
+    refusals = []
+    for variant in variants:
+        refusal = _refusal(engine, variant, device, facts)
+        if refusal is None:
+            return variant
+        refusals.append(refusal)
+    raise PlanError(f"{host}: {max(refusals, key=lambda item: item[0])[1]}")
+
+
+def _refusal(
+    engine: Engine, variant: Variant, device: Mapping[str, Any] | None, facts: Mapping[str, Any]
+) -> tuple[int, str] | None:
+    """Return why an image does not run here, with a rank that is higher the closer it comes."""
+    image = f"{engine.name}'s image {variant.tag}"
+    cpu = (facts.get("cpu") or {}).get("architecture")
+    if variant.architectures and cpu not in variant.architectures:
+        built = ", ".join(variant.architectures)
+        remedy = f"use a node of {built}" if variant.tier == "cpu" else "set inference_tier: cpu"
+        return 0, f"{image} is not built for the CPU architecture {cpu}; {remedy}"
+    if device is None:
+        return None
+    title, architecture = device_title(device), device.get("architecture")
+    if variant.gpu_architectures and architecture not in variant.gpu_architectures:
+        return 1, (
+            f"{title} is {architecture or 'of unknown architecture'}, for which {image} has no code; "
+            f"set inference_tier: vulkan, or use one of {', '.join(variant.gpu_architectures)}"
+        )
+    if architecture in variant.excluded_compute_capabilities:
+        return (
+            0,
+            f"{title} has compute capability {architecture}, for which {image} has no code; set inference_tier: cpu",
+        )
+    floor = variant.minimum_compute_capability
+    if floor and architecture and _version(architecture) < _version(floor):
+        return 1, (
+            f"{title} has compute capability {architecture} and {image} needs {floor} or newer; set inference_tier: cpu"
+        )
+    return _driver_refusal(image, variant, device, facts)
+
+
+def _driver_refusal(
+    image: str, variant: Variant, device: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[int, str] | None:
+    title, architecture = device_title(device), device.get("architecture")
+    driver = facts.get("driver") or {}
+    version, cuda = driver.get("version"), driver.get("cuda_version")
+    needed = variant.minimum_driver
+    if needed and (not version or _version(str(version)) < _version(needed)):
+        remedy = f"install driver {needed} or newer"
+        if architecture and variant.tier == "cuda" and _version(architecture) < (7, 5):
+            remedy = f"install driver branch {_LAST_BRANCH_BEFORE_TURING}, the last one for this GPU"
+        has = f"has driver {version}" if version else "has no driver"
+        return 3, f"{title} {has} and {image} needs {needed} or newer; {remedy}"
+    needed = variant.minimum_cuda_version
+    if needed and architecture not in variant.native_compute_capabilities:
+        if cuda and _version(str(cuda)) >= _version(needed):
+            return None
+        return 2, (
+            f"{title} has a driver for CUDA {cuda or 'unknown'} and {image} needs CUDA {needed} for compute capability "
+            f"{architecture}; install a driver that reports CUDA {needed} or newer"
+        )
+    return None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return the leading numbers of a dotted version."""
+    numbers = []
+    for part in text.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def make_pools(host: str, facts: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]) -> dict[str, Pool]:
+    """Return the memory that services may take: the host's, and that of every GPU with memory of its own."""
+    total = facts.get("memory_total_bytes")
+    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+        raise PlanError(
+            f"{host}: memory_total_bytes of the hardware facts is {total!r}; gather them again with "
+            "fleet.inference.gpu_facts"
+        )
+    pools = {HOST_POOL: Pool(HOST_POOL, "host memory", int(total * sizing.HOST_SHARE))}
+    for device in devices:
+        name = device_pool(device)
+        if name != HOST_POOL:
+            budget = int(device["memory_total_bytes"] * sizing.GPU_SHARE)
+            pools[name] = Pool(name, f"memory on {device_title(device)}", budget)
+    return pools
+
+
+def assign_ports(
+    wishes: Wishes, engines: Mapping[str, Engine], address: str, facts: Mapping[str, Any]
+) -> dict[str, int]:
+    """Give every service its port: the wished one, else the backend's default and the next free ones after it.
+
+    Raises:
+        PlanError: Two services wish one port, or something that is no service of ours listens on a port.
+    """
+    ports: dict[str, int] = {}
+    owners: dict[int, str] = {}
+    for wish in wishes.services:
+        if wish.port is not None:
+            if wish.port in owners:
+                raise PlanError(
+                    f"{wishes.host}: services {owners[wish.port]} and {wish.name} both have port {wish.port} in "
+                    "inference_services; give each its own port"
+                )
+            ports[wish.name], owners[wish.port] = wish.port, wish.name
+    for wish in wishes.services:
+        if wish.name not in ports:
+            port = wish.default_port or engines[wish.backend].port
+            while port in owners:
+                port += 1
+            if port > 65535:
+                raise PlanError(
+                    f"{wishes.host}: no port is left for service {wish.name}; set a lower {wish.backend}_port"
+                )
+            ports[wish.name], owners[port] = port, wish.name
+    foreign = _foreign_listeners(address, facts)
+    for wish in wishes.services:
+        port = ports[wish.name]
+        if port in foreign:
+            free = port
+            while free in owners or free in foreign:
+                free += 1
+            raise PlanError(
+                f"{wishes.host}: port {port} of service {wish.name} is taken by {foreign[port]}; free it or "
+                + wish.remedy("port", free)
+            )
+    return ports
+
+
+def _foreign_listeners(address: str, facts: Mapping[str, Any]) -> dict[int, str]:
+    """Return the ports that other programs listen on where a service would, and the programs' names."""
+    own = {item.get("port") for item in facts.get("services") or []}
+    foreign: dict[int, str] = {}
+    for item in facts.get("listening") or []:
+        port, at = item.get("port"), str(item.get("address") or "").removeprefix("::ffff:")
+        if port in own or (at != address and at not in _WILDCARDS and address not in _WILDCARDS):
+            continue
+        foreign.setdefault(int(port), str(item.get("process") or "another program"))
+    return foreign

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wishes: the host's variables that the plan reads, checked and given their defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import BACKENDS, TIERS
+from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import (
+    PlanError,
+    choices_text,
+    suggestion_text,
+)
+
+DEFAULT_MODELS_PATH = "/var/lib/inference-fleet/models"
+DEFAULT_BACKENDS = ("llamacpp",)
+KV_CACHE_TYPES = ("f16", "q8_0", "q4_0")
+
+#: A service's settings in inference_services, and the end of the variable's name that sets it for the whole backend.
+SETTINGS = {
+    "model": "model",
+    "port": "port",
+    "context_length": "ctx_size",
+    "parallel": "parallel",
+    "kv_cache_type": "kv_cache_type",
+    "quantization": "quantization",
+    "gpus": "gpus",
+    "gpu_layers": "gpu_layers",
+}
+SERVICE_KEYS = ("name", "backend", *SETTINGS)
+
+#: Backends whose variables this version reads.
+_CONFIGURABLE = ("llamacpp",)
+
+#: Every variable of a host that the plan reads; ``host`` and ``ansible_host`` are given by the caller.
+VARIABLES = (
+    "inference_services",
+    "inference_backends",
+    "inference_address",
+    "inference_image_registries",
+    "inference_models_path",
+    "inference_tier",
+    *(f"{backend}_{suffix}" for backend in _CONFIGURABLE for suffix in (*SETTINGS.values(), "extra_env")),
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_REGISTRY = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]+)?\Z")
+_SECRET_ENV = ("HF_TOKEN", "LLAMA_API_KEY")
+
+
+@dataclass(frozen=True)
+class ServiceWish:
+    """What is wished of one service; None leaves the choice to the plan. ``context_length`` is in tokens a slot."""
+
+    name: str
+    backend: str
+    model: str
+    listed: bool
+    port: int | None
+    default_port: int | None
+    context_length: int | None
+    parallel: int | None
+    kv_cache_type: str
+    quantization: str | None
+    gpus: tuple[str | int, ...] | None
+    gpu_layers: int | str | None
+    extra_env: dict[str, str]
+
+    def remedy(self, setting: str, value: object) -> str:
+        """Return the words that set one setting of this service where its user would set it."""
+        if self.listed:
+            return f"set {setting}: {value} for that service in inference_services"
+        return f"set {self.backend}_{SETTINGS[setting]}: {value}"
+
+    def place(self, setting: str) -> str:
+        """Return the words for where a setting of this service is set."""
+        if self.listed:
+            return f"{setting} of service {self.name}"
+        return f"{self.backend}_{SETTINGS[setting]}"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The checked wishes of one node."""
+
+    host: str
+    services: tuple[ServiceWish, ...]
+    address: str | None
+    ansible_host: str | None
+    registries: dict[str, str]
+    models_path: str
+    tier: str | None
+
+
+def parse_wishes(raw: Mapping[str, Any], available: Sequence[str]) -> Wishes:
+    """Check a host's variables and fill in their defaults.
+
+    Args:
+        raw: Variable names to values; ``host`` is the host's name, unknown names are not read.
+        available: Backends that the catalog has images for.
+
+    Raises:
+        PlanError: A value has the wrong type or is impossible.
+    """
+    return _Parser(raw, available).parse()
+
+
+class _Parser:
+    def __init__(self, raw: Mapping[str, Any], available: Sequence[str]) -> None:
+        self._raw = raw
+        self._available = available
+        self._host = str(raw.get("host") or "this host")
+
+    def parse(self) -> Wishes:
+        address = self._optional_text("inference_address")
+        if address is not None and not is_address(address):
+            self._wrong("inference_address", address, "an IP address of this node")
+        ansible_host = self._raw.get("ansible_host")
+        return Wishes(
+            host=self._host,
+            services=self._services(),
+            address=address,
+            ansible_host=ansible_host if isinstance(ansible_host, str) else None,
+            registries=self._registries(),
+            models_path=self._models_path(),
+            tier=self._choice("inference_tier", self._raw.get("inference_tier"), TIERS),
+        )
+
+    def _services(self) -> tuple[ServiceWish, ...]:
+        listed = self._raw.get("inference_services")
+        if listed is None:
+            entries: list[Mapping[str, Any]] = [{"backend": backend} for backend in self._backends()]
+        else:
+            if not isinstance(listed, list | tuple):
+                self._wrong("inference_services", listed, "a list of services, each with backend and model")
+            entries = []
+            for index, entry in enumerate(listed):
+                if not isinstance(entry, Mapping):
+                    self._wrong(f"inference_services[{index}]", entry, "a dictionary with backend and model")
+                entries.append(entry)
+        names = self._names(entries)
+        return tuple(self._service(entry, name, listed is not None) for entry, name in zip(entries, names, strict=True))
+
+    def _backends(self) -> list[str]:
+        value = self._raw.get("inference_backends")
+        if value is None:
+            return list(DEFAULT_BACKENDS)
+        right = f"a list of backends, such as [{self._available[0] if self._available else 'llamacpp'}]"
+        if not isinstance(value, list | tuple):
+            self._wrong("inference_backends", value, right)
+        backends = [
+            str(item) if isinstance(item, str) else self._wrong("inference_backends", item, right) for item in value
+        ]
+        doubled = next((item for item in backends if backends.count(item) > 1), None)
+        if doubled is not None:
+            raise PlanError(
+                f"{self._host}: inference_backends names {doubled} twice; list two services of one backend in "
+                "inference_services"
+            )
+        return backends
+
+    def _names(self, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Name the services: as wished, else after the backend, the further ones of a backend numbered from 2."""
+        backends = [self._backend(entry, index) for index, entry in enumerate(entries)]
+        wished: list[str | None] = []
+        for index, entry in enumerate(entries):
+            name = entry.get("name")
+            if name is not None and not (isinstance(name, str) and _NAME.match(name)):
+                self._wrong(
+                    f"name of inference_services[{index}]",
+                    name,
+                    "lower-case letters, digits and hyphens, such as llamacpp-small",
+                )
+            if name is not None and name in wished:
+                raise PlanError(f"{self._host}: inference_services names two services {name}; give each its own name")
+            wished.append(None if name is None else str(name))
+        taken = {name for name in wished if name is not None}
+        names: list[str] = []
+        for wish, backend in zip(wished, backends, strict=True):
+            name, number = wish or backend, 1
+            while wish is None and name in taken:
+                number += 1
+                name = f"{backend}-{number}"
+            taken.add(name)
+            names.append(name)
+        return names
+
+    def _backend(self, entry: Mapping[str, Any], index: int) -> str:
+        listed = self._raw.get("inference_services") is not None
+        where = f"backend of inference_services[{index}]" if listed else "inference_backends"
+        backend = entry.get("backend")
+        if not isinstance(backend, str):
+            self._wrong(where, backend, f"one of {choices_text(self._available)}")
+        if backend not in BACKENDS:
+            raise PlanError(
+                f"{self._host}: {where} is {backend!r}, which is no backend; "
+                + suggestion_text(backend, self._available, "available")
+            )
+        if backend not in self._available or backend not in _CONFIGURABLE:
+            raise PlanError(
+                f"{self._host}: {where} is {backend}, which is not available in this version; "
+                f"available: {choices_text(self._available)}"
+            )
+        return str(backend)
+
+    def _service(self, entry: Mapping[str, Any], name: str, listed: bool) -> ServiceWish:
+        backend = str(entry["backend"])
+        for key in entry:
+            if key not in SERVICE_KEYS:
+                raise PlanError(
+                    f"{self._host}: service {name} in inference_services has the unknown key {key!r}; "
+                    + suggestion_text(str(key), SERVICE_KEYS, "known")
+                )
+
+        def read(setting: str) -> tuple[str, Any]:
+            variable = f"{backend}_{SETTINGS[setting]}"
+            if entry.get(setting) is not None:
+                return f"{setting} of service {name} in inference_services", entry[setting]
+            return variable, self._raw.get(variable)
+
+        model_at, model = read("model")
+        if model is None:
+            where = f"model of service {name} in inference_services" if listed else f"{backend}_model"
+            raise PlanError(f"{self._host}: {where} is not set; give the name of a model in inference_models")
+        if not isinstance(model, str):
+            self._wrong(model_at, model, "the name of a model in inference_models")
+        port = entry.get("port")
+        return ServiceWish(
+            name=name,
+            backend=backend,
+            model=str(model),
+            listed=listed,
+            port=None
+            if port is None
+            else self._integer(f"port of service {name} in inference_services", port, 1, 65535),
+            default_port=self._integer(f"{backend}_port", self._raw.get(f"{backend}_port"), 1, 65535),
+            context_length=self._integer(*read("context_length"), 1),
+            parallel=self._integer(*read("parallel"), 1),
+            kv_cache_type=self._choice(*read("kv_cache_type"), KV_CACHE_TYPES) or KV_CACHE_TYPES[0],
+            quantization=self._text(*read("quantization"), "the quantization of one of the model's files"),
+            gpus=self._gpus(*read("gpus")),
+            gpu_layers=self._gpu_layers(*read("gpu_layers")),
+            extra_env=self._environment(f"{backend}_extra_env", self._raw.get(f"{backend}_extra_env")),
+        )
+
+    def _registries(self) -> dict[str, str]:
+        value = self._raw.get("inference_image_registries")
+        right = "a dictionary of image registries, such as {ghcr.io: registry.example:5000}"
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self._wrong("inference_image_registries", value, right)
+        for registry, replacement in value.items():
+            for item in (registry, replacement):
+                if not isinstance(item, str) or not _REGISTRY.match(item):
+                    self._wrong("inference_image_registries", {registry: replacement}, right)
+        return {str(registry): str(replacement) for registry, replacement in value.items()}
+
+    def _models_path(self) -> str:
+        path = self._optional_text("inference_models_path") or DEFAULT_MODELS_PATH
+        if not path.startswith("/"):
+            self._wrong("inference_models_path", path, "an absolute path on the node")
+        return path.rstrip("/")
+
+    def _gpus(self, where: str, value: object) -> tuple[str | int, ...] | None:
+        right = "a list of GPU indexes or UUIDs, such as [0]"
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not value:
+            self._wrong(where, value, right)
+        pinned: list[str | int] = []
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, int | str):
+                self._wrong(where, value, right)
+            pinned.append(int(item) if isinstance(item, int) or item.isdigit() else str(item))
+        return tuple(pinned)
+
+    def _gpu_layers(self, where: str, value: object) -> int | str | None:
+        if value is None or value == "all":
+            return None if value is None else "all"
+        return self._integer(where, value, 0, right="a number of layers, or all")
+
+    def _environment(self, where: str, value: object) -> dict[str, str]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self._wrong(where, value, "a dictionary of environment variables")
+        environment = {}
+        for name, item in value.items():
+            if not isinstance(name, str) or not _ENV_NAME.match(name):
+                raise PlanError(
+                    f"{self._host}: {where} has the name {name!r}; give the name of an environment variable"
+                )
+            if name in _SECRET_ENV:
+                raise PlanError(
+                    f"{self._host}: {where} sets the secret {name}; leave it out, the gateway holds the keys and "
+                    "models come from inference_models"
+                )
+            if isinstance(item, Mapping | list | tuple) or item is None or "\n" in str(item):
+                raise PlanError(f"{self._host}: {name} in {where} is not text or a number; give one line of text")
+            # llama.cpp, like most programs, reads true and false in lower case.
+            environment[str(name)] = str(item).lower() if isinstance(item, bool) else str(item)
+        return environment
+
+    def _optional_text(self, variable: str) -> str | None:
+        return self._text(variable, self._raw.get(variable), "a text")
+
+    def _text(self, where: str, value: object, right: str) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value:
+            self._wrong(where, value, right)
+        return str(value)
+
+    def _choice(self, where: str, value: object, choices: Sequence[str]) -> str | None:
+        if value is None:
+            return None
+        if value not in choices:
+            self._wrong(where, value, f"one of {', '.join(choices)}")
+        return str(value)
+
+    def _integer(
+        self, where: str, value: object, minimum: int, maximum: int | None = None, right: str | None = None
+    ) -> int | None:
+        if value is None:
+            return None
+        # A value given on the command line (-e name=4) arrives as text.
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        upper = f"a whole number from {minimum} to {maximum}"
+        allowed = right or (f"a whole number of at least {minimum}" if maximum is None else upper)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._wrong(where, value, allowed)
+        if value < minimum or (maximum is not None and value > maximum):
+            self._wrong(where, value, allowed)
+        return int(value)
+
+    def _wrong(self, where: str, value: object, right: str) -> NoReturn:
+        shown = "not set" if value is None else plain_text(value)
+        raise PlanError(f"{self._host}: {where} is {shown}; give {right}")
+
+
+def plain_text(value: object) -> str:
+    """Return a wrong value as it is shown in an error, shortened."""
+    shown = repr(str(value)) if isinstance(value, str) else str(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def is_address(text: str) -> bool:
+    """Tell whether the text is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import system
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.collect import collect
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import bus_id, merge, new_device
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+FIB_TRIE = """Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 10.1.2.3
+        /32 host LOCAL
+     |-- 10.1.2.255
+        /32 link BROADCAST
+Local:
+     |-- 127.0.0.1
+        /32 host LOCAL
+     |-- 10.1.2.3
+        /32 host LOCAL
+"""
+IF_INET6 = """fd000000000000000000000000000002 04 40 00 82     eth0
+fe8000000000000000fc00fffe000001 04 40 20 80     eth0
+00000000000000000000000000000001 01 80 10 80       lo
+"""
+TCP_HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+def tcp(address: str, state: str, inode: int) -> str:
+    return (
+        f"   0: {address} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000  0  0 {inode} 1 0 100 0 0 10 0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("00000008:06:00.0", "0008:06:00.0"),
+        ("00000000:0A:1F.7", "0000:0a:1f.7"),
+        ("10000:e1:00.0", "10000:e1:00.0"),
+        ("06:00.0", "0000:06:00.0"),
+        ("N/A", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_bus_id(text: str | None, expected: str | None) -> None:
+    assert bus_id(text) == expected
+
+
+def test_merge_by_address_then_uuid() -> None:
+    devices = [new_device("nvidia", "0000:01:00.0", numa_node=1), new_device("nvidia", uuid="GPU-2")]
+    found = [
+        new_device("nvidia", "0000:01:00.0", uuid="GPU-1", numa_node=0, usable=True),
+        new_device("nvidia", uuid="GPU-2", name="Orin (nvgpu)"),
+        new_device("nvidia", "0000:02:00.0", uuid="GPU-1"),
+    ]
+    merge(devices, found)
+    assert [(row["pci_bus_id"], row["uuid"], row["name"], row["numa_node"], row["usable"]) for row in devices] == [
+        ("0000:01:00.0", "GPU-1", None, 1, True),
+        (None, "GPU-2", "Orin (nvgpu)", None, False),
+        ("0000:02:00.0", "GPU-1", None, None, False),
+    ]
+
+
+def test_empty_root_is_unknown_and_no_error(machine: Any) -> None:
+    (machine.root / "proc/meminfo").unlink()
+    facts = machine.facts()
+    assert facts["errors"] == []
+    assert facts["cpu"] == {"model": None, "architecture": None, "cores": None, "flags": []}
+    assert facts["memory_total_bytes"] is None and facts["memory_available_bytes"] is None
+    assert facts["os"] == dict.fromkeys(system.OS_KEYS) | {"family": "other"}
+    assert facts["cgroup"] == {"version": None, "controllers": []}
+    assert facts["storage"] == {"path": "/var/lib/inference-fleet", "free_bytes": None, "total_bytes": None}
+    assert facts["runtime"]["docker"] is None and facts["runtime"]["podman"] is None
+
+
+def test_os_and_memory(machine: Any) -> None:
+    release = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
+    machine.write("usr/lib/os-release", release)
+    machine.link("etc/os-release", "../usr/lib/os-release")
+    machine.write("proc/sys/kernel/osrelease", "6.8.0-55-generic\n")
+    machine.write("proc/sys/kernel/hostname", "gpu-01\n")
+    facts = machine.facts()
+    assert facts["os"] == {
+        "id": "ubuntu",
+        "version_id": "24.04",
+        "codename": "noble",
+        "family": "debian",
+        "kernel": "6.8.0-55-generic",
+        "systemd_version": None,
+        "hostname": "gpu-01",
+    }
+    assert (facts["memory_total_bytes"], facts["memory_available_bytes"]) == (64 << 30, 48 << 30)
+
+
+@pytest.mark.parametrize(
+    ("release", "family"),
+    [("ID=rocky\nID_LIKE='rhel centos fedora'", "redhat"), ("ID=debian", "debian"), ("ID=arch", "other")],
+)
+def test_family(machine: Any, release: str, family: str) -> None:
+    machine.write("etc/os-release", release)
+    assert machine.facts()["os"]["family"] == family
+
+
+@pytest.mark.parametrize(
+    ("flags", "architecture"), [("flags\t\t: lm avx2 SSE4_2 avx2", "x86_64"), ("Features\t: fp asimd", "aarch64")]
+)
+def test_cpu(machine: Any, flags: str, architecture: str) -> None:
+    block = f"processor\t: 0\nmodel name\t: EPYC\n{flags}\n\n"
+    machine.write("proc/cpuinfo", block + block.replace(": 0", ": 1"))
+    found = machine.facts()["cpu"]
+    assert (found["model"], found["cores"], found["architecture"]) == ("EPYC", 2, architecture)
+    assert found["flags"] == sorted({flag.lower() for flag in flags.split(":")[1].split()})
+
+
+def test_cgroup_v2(machine: Any) -> None:
+    machine.write("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
+    machine.write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu memory pids\n")
+    assert machine.facts()["cgroup"] == {"version": 2, "controllers": ["cpu", "cpuset", "memory", "pids"]}
+    machine.write("sys/fs/cgroup/cgroup.controllers", "\n")
+    assert machine.facts()["cgroup"] == {"version": 2, "controllers": []}
+
+
+def test_cgroup_hybrid_has_its_controllers_in_v1(machine: Any) -> None:
+    mounts = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu,cpuacct 0 0\n"
+    machine.write("proc/self/mounts", mounts + "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n")
+    rows = "#subsys_name hierarchy num_cgroups enabled\nmemory 4 1 1\ncpu 1 1 1\ncpuacct 1 1 0\npids 0 1 1\n"
+    machine.write("proc/cgroups", rows)
+    machine.write("sys/fs/cgroup/unified/cgroup.controllers", "")
+    assert machine.facts()["cgroup"] == {"version": 1, "controllers": ["cpu", "memory"]}
+
+
+def test_addresses(machine: Any) -> None:
+    machine.write("proc/net/fib_trie", FIB_TRIE)
+    machine.write("proc/net/if_inet6", IF_INET6)
+    assert machine.facts()["network"] == {"addresses": ["10.1.2.3", "fd00::2"]}
+
+
+def test_listening_with_process(machine: Any) -> None:
+    table = TCP_HEAD + tcp("0100007F:1F45", "0A", 11) + tcp("0302010A:0016", "01", 12) + tcp("00000000:0FA0", "0A", 14)
+    machine.write("proc/net/tcp", table)
+    machine.write("proc/net/tcp6", TCP_HEAD + tcp("00000000000000000000000000000000:0016", "0A", 13))
+    for pid, name, inode in ((1, "systemd", 13), (77, "sshd", 13), (80, "llama-server", 11)):
+        machine.write(f"proc/{pid}/comm", name + "\n")
+        machine.link(f"proc/{pid}/fd/3", f"socket:[{inode}]")
+    assert machine.facts()["listening"] == [
+        {"address": "::", "port": 22, "process": "sshd"},
+        {"address": "0.0.0.0", "port": 4000, "process": None},
+        {"address": "127.0.0.1", "port": 8005, "process": "llama-server"},
+    ]
+
+
+def test_damaged_table_costs_itself_only(machine: Any) -> None:
+    machine.write("proc/net/tcp", TCP_HEAD + tcp("zz:1F45", "0A", 11))
+    facts = machine.facts()
+    assert facts["listening"] == []
+    assert [error["source"] for error in facts["errors"]] == ["listening"]
+
+
+def test_groups(machine: Any) -> None:
+    machine.write("etc/group", "root:x:0:\nvideo:x:44:me\nrender:x:992:\nbroken\n")
+    assert machine.facts()["groups"] == {"render": 992, "video": 44}
+
+
+def test_storage_of_the_nearest_parent(machine: Any) -> None:
+    found = system.storage(Host(str(machine.root), live=True), "/var/lib/not/there")
+    assert found["path"] == "/var/lib/not/there"
+    assert found["total_bytes"] == os.statvfs(machine.root).f_blocks * os.statvfs(machine.root).f_frsize
+
+
+def test_services(machine: Any) -> None:
+    row = {"name": "llamacpp", "backend": "llamacpp", "model": "m", "port": 8005, "address": "10.1.2.3"}
+    machine.write("etc/inference-fleet/services/llamacpp/service.json", json.dumps({**row, "image": "x"}))
+    machine.write("etc/inference-fleet/services/other/service.json", "{")
+    (machine.root / "etc/inference-fleet/services/empty").mkdir()
+    facts = machine.facts()
+    assert facts["services"] == [row]
+    assert facts["errors"] == [
+        {"source": "services", "message": "/etc/inference-fleet/services/other/service.json is no JSON object"}
+    ]
+
+
+FILES = [
+    "etc/cdi/x.json",
+    "etc/cdi/x.yaml",
+    "etc/docker/daemon.json",
+    "etc/group",
+    "etc/inference-fleet/services/a/service.json",
+    "etc/os-release",
+    "opt/rocm/.info/version",
+    "proc/cgroups",
+    "proc/cpuinfo",
+    "proc/driver/nvidia/version",
+    "proc/meminfo",
+    "proc/net/fib_trie",
+    "proc/net/if_inet6",
+    "proc/net/tcp",
+    "proc/net/tcp6",
+    "proc/self/mounts",
+    "sys/bus/pci/devices/0000:01:00.0/numa_node",
+    "sys/bus/pci/devices/0000:01:00.0/uevent",
+    "sys/bus/pci/devices/0000:02:00.0/mem_info_vram_total",
+    "sys/bus/pci/devices/0000:02:00.0/unique_id",
+    "sys/class/kfd/kfd/topology/nodes/1/properties",
+    "sys/class/kfd/kfd/topology/nodes/1/mem_banks/0/properties",
+    "sys/fs/cgroup/cgroup.controllers",
+    "usr/share/misc/pci.ids",
+    "smi.xml",
+    "smi.json",
+]
+LINES = """0A
+|-- 1.2.3.4
+/32 host LOCAL
+vendor_id 4098
+simd_count 4
+location_id -1
+[
+{"kind": 1}
+{"gpu_data": [{"vram": {"size": {"value": "N/A", "unit": "MB"}}}]}
+<nvidia_smi_log><gpu id="x"></gpu>
+kind: x
+devices:
+- name: a
+DRIVER=amdgpu
+PCI_ID=1002:73ff
+cgroup / cgroup rw"""
+WORDS = st.sampled_from([b"\n", b" ", b": ", *LINES.encode().splitlines()])
+CONTENT = st.one_of(st.binary(max_size=60), st.lists(WORDS, max_size=20).map(b" ".join))
+
+
+@settings(max_examples=150)
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FILES, CONTENT)))
+def test_no_content_of_any_file_raises(files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for address, vendor in (("0000:01:00.0", "0x10de"), ("0000:02:00.0", "0x1002")):
+            device = root / "sys/bus/pci/devices" / address
+            device.mkdir(parents=True)
+            (device / "vendor").write_text(vendor)
+            (device / "class").write_text("0x030200")
+            (device / "driver").symlink_to("../amdgpu")
+        for name, content in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        options = {"nvidia_smi_xml": f"{root}/smi.xml", "amd_smi_json": f"{root}/smi.json"}
+        facts = collect(Host(folder), **options)
+        json.dumps(facts)
+        assert facts["tier"] in ("cuda", "rocm", "vulkan", "cpu")
