@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -23,7 +24,7 @@ _original = ActionBase._execute_module
 def _counted(self: ActionBase, *args: Any, **kwargs: Any) -> dict[str, Any]:
     module = kwargs.get("module_name") or (args[0] if args else None) or self._task.action
     host = self._task.delegate_to or (kwargs.get("task_vars") or {}).get("inventory_hostname", "?")
-    with open(os.environ["EXECUTIONS_FILE"], "a", encoding="utf-8") as file:
+    with Path(os.environ["EXECUTIONS_FILE"]).open("a", encoding="utf-8") as file:
         file.write(f"{host}\t{module}\t{self._task.name}\n")
     return _original(self, *args, **kwargs)
 

@@ -33,8 +33,10 @@ def test_no_secret_in_log_or_result(options, monkeypatch):
     result, log = call(options(files=files, state="absent"), monkeypatch)
     assert "Invoked with" in log
     assert "canary" not in log and "canary" not in json.dumps(result)
-    shown = result["invocation"]["module_args"]["files"]
-    assert (shown[1]["content"], shown[1]["mode"]) == ("plain: 0640\n", "0640")
+    # ansible-core 2.21 leaves the invocation out.
+    if "invocation" in result:
+        shown = result["invocation"]["module_args"]["files"]
+        assert (shown[1]["content"], shown[1]["mode"]) == ("plain: 0640\n", "0640")
     assert (result["changed"], result["actions"], result["unit"]) == (False, [], "inference-llamacpp.service")
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines and nodes that die: systemd brings them back, and the gateway answers meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import SET, Fleet
+from local_nodes import host
+
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
+
+
+def test_a_killed_engine_comes_back_and_no_request_is_lost(fleet: Fleet) -> None:
+    before = fleet.container_started("gpu-01")
+    load = fleet.ask_while(lambda: fleet.shell("gpu-01", "docker kill inference-llamacpp"))
+    assert load.failures == []
+    assert load.answered > 10
+    fleet.wait_active("gpu-01")
+    assert fleet.container_started("gpu-01") != before
+
+
+def test_a_node_that_goes_away_is_replaced_by_the_other(fleet: Fleet) -> None:
+    container = f"inference-fleet-{SET}-gpu-02"
+    try:
+        load = fleet.ask_while(lambda: host.podman("kill", container), seconds=10)
+        assert load.failures == []
+        assert load.answered > 10
+    finally:
+        host.podman("start", container)
+    fleet.wait_active("gpu-02")
+    assert fleet.ask()
+
+
+def test_a_restarted_node_serves_again_by_itself(fleet: Fleet) -> None:
+    """After a boot nothing but the node's own units brings its service back."""
+    container = f"inference-fleet-{SET}-gpu-01"
+    host.podman("restart", "--time", "20", container)
+    fleet.wait_active("gpu-01", seconds=90)
+    run = fleet.converge()
+    assert run.changed["gpu-01"] == 0, run.output[-3000:]
+
+
+def test_a_new_setting_that_does_not_work_is_taken_back(fleet: Fleet) -> None:
+    """llama-server refuses an unknown value; the service that ran before answers again."""
+    run = fleet.play("-l", "gpu-01", "-e", '{"llamacpp_extra_env": {"LLAMA_ARG_SPLIT_MODE": "nonsense"}}')
+    assert run.rc != 0
+    assert "gpu-01" in run.output
+    assert "again" in run.output
+    fleet.wait_active("gpu-01", seconds=5)
+    assert "nonsense" not in fleet.shell("gpu-01", "cat /etc/inference-fleet/services/llamacpp/service.env")
+    assert fleet.converge("-l", "gpu-01").changed == {"gpu-01": 0}
