@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import engine_images, nodes, registry
+from . import engine_images, nodes
 from .host import install_packages, podman
 from .settings import PREFIX, cache_dir, ssh_key
 from .shell import LocalNodesError, become_root, say
@@ -24,7 +24,9 @@ def _arguments() -> argparse.Namespace:
     start.add_argument("--inventory", type=Path, required=True, help="YAML inventory with ansible_host addresses")
     start.add_argument("--images", action="store_true", help="also have the registry and the engine images")
     stop = commands.add_parser("down", help="remove the nodes of a set")
-    stop.add_argument("set", help="name of the set of nodes, or `all` for every set, the registry and the network")
+    stop.add_argument(
+        "set", help="name of the set of nodes, or `all`; with the last set the registry and the network go too"
+    )
     commands.add_parser("status", help="list the nodes")
     run = commands.add_parser("exec", help="run a command in a node as root (its console, as it were)")
     run.add_argument("set")
@@ -45,11 +47,8 @@ def _main(arguments: argparse.Namespace) -> int:
         if arguments.images:
             engine_images.ensure_engine_images()
         nodes.up(arguments.set, nodes.nodes_of_inventory(arguments.inventory))
-    elif arguments.command == "down" and arguments.set == "all":
-        registry.stop_registry()
-        nodes.down_all()
     elif arguments.command == "down":
-        nodes.down(arguments.set)
+        nodes.down(None if arguments.set == "all" else arguments.set)
     elif arguments.command == "status":
         for row in nodes.status():
             say("{set:14} {node:14} {address:16} {state}".format(**row))
@@ -60,7 +59,7 @@ def _main(arguments: argparse.Namespace) -> int:
         sys.stderr.write(done.stderr)
         return done.returncode
     elif arguments.command == "clean":
-        nodes.down_all()
+        nodes.down(None)
         engine_images.remove_engine_images()
         for image in podman("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split():
             if image.startswith(f"localhost/{PREFIX}/"):

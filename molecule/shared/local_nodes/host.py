@@ -25,11 +25,12 @@ PROGRAMS = {
     "mount": "mount",
     "ssh-keygen": "openssh-client",
 }
-#: Packages without a program on PATH; podman's network needs them.
-LIBRARIES = {
-    "/usr/lib/podman/netavark": "netavark",
-    "/usr/lib/podman/aardvark-dns": "aardvark-dns",
-    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+#: Packages without a program on PATH: file that shows that it is there → package.
+FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
+#: Podman's network, by file: what podman 4 uses, else what podman 3 (Ubuntu 22.04) uses.
+NETWORK = {
+    "/usr/lib/podman/netavark": ["netavark", "aardvark-dns"],
+    "/usr/lib/cni/bridge": ["containernetworking-plugins"],
 }
 #: Podman's defaults raise limits, which a machine without CAP_SYS_RESOURCE refuses; these are lower and enough.
 CONTAINERS_CONF = """\
@@ -43,18 +44,29 @@ def install_packages() -> None:
     """Install what is missing with apt; nothing is done, and nothing asked of the network, when all is there."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)]
-    missing += [package for file, package in LIBRARIES.items() if not Path(file).exists()]
-    if not missing:
+    missing += [package for file, package in FILES.items() if not Path(file).exists()]
+    network_missing = not any(Path(file).exists() for file in NETWORK)
+    if not missing and not network_missing:
         return
     if not shutil.which("apt-get"):
-        raise LocalNodesError(f"this machine lacks {', '.join(missing)} and has no apt-get; install them by hand")
-    with step(f"packages of this machine: {' '.join(missing)}"):
-        environment = {"DEBIAN_FRONTEND": "noninteractive"}
+        names = ", ".join([*missing, *(["netavark"] if network_missing else [])])
+        raise LocalNodesError(f"this machine lacks {names} and has no apt-get; install them by hand")
+    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    with step("package lists of this machine"):
         run(["apt-get", "update", "-q"], env=environment)
+    if network_missing:
+        known = (packages for packages in NETWORK.values() if _apt_knows(packages[0]))
+        missing += next(known, [])
+    with step(f"packages of this machine: {' '.join(missing)}"):
         run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], env=environment)
         # The package may start a registry of its own; ours is a container on the nodes' network.
         if "docker-registry" in missing and shutil.which("systemctl"):
             run(["systemctl", "disable", "--now", "docker-registry"], check=False)
+
+
+def _apt_knows(package: str) -> bool:
+    shown = run(["apt-cache", "policy", package]).stdout
+    return "Candidate:" in shown and "Candidate: (none)" not in shown
 
 
 def _namespace() -> list[str]:

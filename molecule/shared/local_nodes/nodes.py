@@ -15,6 +15,7 @@ import yaml
 
 from .host import ensure_network, give_to_caller, podman
 from .node_images import node_image
+from .registry import stop_registry
 from .settings import PREFIX, SET_LABEL, cache_dir, known_hosts, ssh_key
 from .shell import LocalNodesError, run, say, step
 
@@ -95,6 +96,9 @@ def _start(set_name: str, node: Node, image: str) -> bool:
     # Docker's storage needs a volume: an overlay on the node's own overlay is refused by the kernel.
     volume = f"{name}-docker"
     options = ["--systemd=always", "--privileged", "--hostname", node.name, "--network", PREFIX, "--ip", node.address]
+    # The same hardware address after every start, so that no neighbour has to learn a new one.
+    hardware_address = "02:fe:" + ":".join(f"{int(part):02x}" for part in node.address.split("."))
+    options += ["--mac-address", hardware_address]
     options += ["--label", f"{SET_LABEL}={set_name}", "--volume", f"{volume}:/var/lib/docker"]
     started = podman("run", "--detach", "--name", name, *options, image, "/sbin/init", check=False)
     if started.returncode != 0:
@@ -104,7 +108,8 @@ def _start(set_name: str, node: Node, image: str) -> bool:
 
 
 def _remove(container: str) -> None:
-    podman("rm", "--force", "--ignore", "--time", "0", container)
+    podman("kill", container, check=False)
+    podman("rm", "--force", "--ignore", container)
     podman("volume", "rm", "--force", f"{container}-docker", check=False)
 
 
@@ -165,17 +170,13 @@ def _containers(set_name: str | None = None) -> list[str]:
     return podman("ps", "--all", "--filter", label, "--format", "{{.Names}}").stdout.split()
 
 
-def down(set_name: str) -> None:
-    """Remove the nodes of a set with their volumes."""
+def down(set_name: str | None) -> None:
+    """Remove the nodes of a set (None: of every set) with their volumes; with the last one the network goes too."""
     for container in _containers(set_name):
         _remove(container)
-
-
-def down_all() -> None:
-    """Remove every local node of every set, and the nodes' network."""
-    for container in _containers():
-        _remove(container)
-    podman("network", "rm", "--force", PREFIX, check=False)
+    if not _containers():
+        stop_registry()
+        podman("network", "rm", "--force", PREFIX, check=False)
 
 
 def status() -> list[dict[str, str]]:

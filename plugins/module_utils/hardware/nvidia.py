@@ -451,7 +451,8 @@ def parse_document(text: str) -> Answer:
                 answer.records.append(_document_record(element, len(answer.records)))
             elif element is root:
                 complete = True
-    except ElementTree.ParseError as problem:
+    # ValueError: characters that no encoding carries, which a corrupted file decodes to.
+    except (ElementTree.ParseError, ValueError) as problem:
         if not complete:
             answer.problem = f"nvidia-smi's document is damaged: {problem}"
     if not complete and answer.problem is None:
