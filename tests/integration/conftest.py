@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,43 +126,51 @@ class Fleet:
         """The OpenAI client as a user would make it, without retries of its own."""
         return openai.OpenAI(base_url=self.url, api_key=self.key_file.read_text().strip(), timeout=120, max_retries=0)
 
-    def ask(self, *, tokens: int = 4, model: str = MODEL) -> str:
+    def ask(self, *, tokens: int = 4, model: str = MODEL, client: openai.OpenAI | None = None) -> str:
         """One chat question; returns the words."""
-        answer = self.client().chat.completions.create(
+        answer = (client or self.client()).chat.completions.create(
             model=model, messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=tokens
         )
         return answer.choices[0].message.content or ""
 
-    def ask_while(self, happening: Any, *, clients: int = 3, seconds: float = 8) -> Load:
-        """Send requests from some clients, do something in the middle, and go on for ``seconds`` after it."""
+    def ask_while(self, happening: Callable[[], object], *, clients: int = 3, more: int = 25) -> Load:
+        """Send requests from some clients, do something in the middle, and go on until ``more`` were answered after it.
+
+        The end is a number of answers and not a time, because the machine may be slow; 90 s without them are a failure.
+        """
         stop = threading.Event()
-        failures: list[str] = []
-        answered = 0
+        load = Load(0, [])
         lock = threading.Lock()
+        client = self.client()
 
         def worker() -> None:
-            nonlocal answered
             while not stop.is_set():
                 try:
-                    self.ask()
+                    self.ask(client=client)
                 except openai.OpenAIError as error:
                     with lock:
-                        failures.append(f"{type(error).__name__}: {error}")
+                        load.failures.append(f"{type(error).__name__}: {error}")
                 else:
                     with lock:
-                        answered += 1
+                        load.answered += 1
+
+        def wait_for(answers: int) -> None:
+            deadline = time.monotonic() + 90
+            while load.answered < answers and not load.failures:
+                assert time.monotonic() < deadline, f"only {load.answered} of {answers} answers in time"
+                time.sleep(0.05)
 
         with concurrent.futures.ThreadPoolExecutor(clients) as pool:
             running = [pool.submit(worker) for _ in range(clients)]
-            time.sleep(2)
             try:
+                wait_for(2 * clients)
                 happening()
-                time.sleep(seconds)
+                wait_for(load.answered + more)
             finally:
                 stop.set()
             for each in running:
                 each.result()
-        return Load(answered, failures)
+        return load
 
     def wait_active(self, node: str, service: str = "llamacpp", seconds: float = 60) -> None:
         """Wait until a service's unit is active, which it is only when its model answers."""

@@ -55,9 +55,7 @@ def nodes_of_inventory(file: Path) -> list[Node]:
         if "ansible_host" in variables
     ]
     if not nodes:
-        raise LocalNodesError(
-            f"{file}: no host with ansible_host; give each local node an address of the nodes' network"
-        )
+        raise LocalNodesError(f"{file}: no host has ansible_host; give each node an address of the nodes' network")
     return nodes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.fleet.inference.plugins.module_utils.services.files import fingerprint
 from ansible_collections.fleet.inference.plugins.modules import service_registry
 from gateway_samples import fragment, service
 
@@ -76,6 +77,25 @@ def test_the_state_of_files_comes_with_it(tmp_path: Path, capsys: pytest.Capture
     files = [str(file), str(tmp_path / "absent")]
     result = call(capsys, tmp_path / "registry", state_files=files)
     assert result["files"] == {files[0]: hashlib.sha256(file.read_bytes()).hexdigest(), files[1]: None}
+
+
+def test_services_to_be_started_again_come_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = tmp_path / "units" / "inference-litellm-1.service"
+    folder = tmp_path / "etc" / "services" / "litellm-1"
+    for directory in (unit.parent, folder):
+        directory.mkdir(parents=True)
+    unit.write_text("[Unit]\n")
+    config = folder / "config.yaml"
+    config.write_text("model_list: []\n")
+    started_with = fingerprint({str(path): path.read_bytes() for path in (unit, config)})
+    (folder / "applied.json").write_text(json.dumps({"fingerprint": started_with, "image_id": None}))
+
+    options = {"config_root": str(tmp_path / "etc"), "unit_dir": str(unit.parent)}
+    services = ["litellm-1", "litellm-2"]
+    assert call(capsys, tmp_path / "registry", services=services, **options)["unapplied"] == ["litellm-2"]
+    config.write_text("model_list: [more]\n")
+    result = call(capsys, tmp_path / "registry", services=services, **options)
+    assert (result["changed"], result["unapplied"]) == (False, services)
 
 
 @pytest.mark.parametrize(
