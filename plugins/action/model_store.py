@@ -22,8 +22,6 @@ class ActionModule(ActionBase):
 
     # True would make a temporary folder on the node at every call; most calls carry nothing.
     TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result with ``added`` and the diff of all files together."""

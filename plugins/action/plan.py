@@ -17,10 +17,7 @@ _CATALOG = {"models": "inference_models", "engines": "inference_engines"}
 class ActionModule(ActionBase):
     """Plan the host; nothing is run on it."""
 
-    TRANSFERS_FILES = False
     _requires_connection = False
-    _supports_check_mode = True
-    _supports_async = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the plan as ``plan`` and as the fact ``inference_plan``, or fail with one sentence."""

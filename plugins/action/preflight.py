@@ -17,8 +17,6 @@ class ActionModule(ActionBase):
     """Runs on the controller alone: no remote execution, no connection."""
 
     _requires_connection = False
-    _supports_check_mode = True
-    _supports_diff = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the names that were checked, or fail with one sentence for each problem."""

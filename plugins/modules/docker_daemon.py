@@ -127,7 +127,7 @@ def _apply(module: AnsibleModule, action: str) -> str | None:
     journal = module.run_command(
         ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=20", f"--unit={_UNIT}"]
     )
-    reasons = [line.strip() for line in journal[1].splitlines() if line.startswith("failed to ")]
+    reasons = [line.strip() for line in journal[1].splitlines() if line.startswith(("failed to ", "unable to "))]
     return reasons[-1] if reasons else " ".join(err.split()) or f"systemctl {action} ended with {rc}"
 
 

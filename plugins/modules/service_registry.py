@@ -34,6 +34,19 @@ options:
     type: list
     elements: path
     default: []
+  services:
+    description: Services of M(fleet.inference.container_service) of which RV(unapplied) is wanted.
+    type: list
+    elements: str
+    default: []
+  config_root:
+    description: Root of these services' configuration.
+    type: path
+    default: /etc/inference-fleet
+  unit_dir:
+    description: Where their units are.
+    type: path
+    default: /etc/systemd/system
 attributes:
   check_mode:
     description: Tells what would change and returns the fragments as they would be; writes nothing.
@@ -79,6 +92,13 @@ files:
   description: SHA-256 of each file of O(state_files), null where there is no such file.
   returned: success
   type: dict
+unapplied:
+  description:
+    - Those of O(services) that were not started with the files that are there now,
+      because they are not installed or a run ended between writing and starting.
+  returned: success
+  type: list
+  elements: str
 written:
   description: Nodes whose fragment was written, or would be.
   returned: success
@@ -103,6 +123,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.gateway.fragments 
     load_fragment,
     validate_fragments,
 )
+from ansible_collections.fleet.inference.plugins.module_utils.services.applied import is_as_started
 
 
 def read_registry(path: str) -> Dict[str, Dict[str, Any]]:
@@ -170,6 +191,9 @@ def main() -> None:
             "fragments": {"type": "list", "elements": "dict", "default": []},
             "remove": {"type": "list", "elements": "str", "default": []},
             "state_files": {"type": "list", "elements": "path", "default": []},
+            "services": {"type": "list", "elements": "str", "default": []},
+            "config_root": {"type": "path", "default": "/etc/inference-fleet"},
+            "unit_dir": {"type": "path", "default": "/etc/systemd/system"},
         },
         supports_check_mode=True,
     )
@@ -200,6 +224,14 @@ def main() -> None:
             removed=removed,
             fragments=[wanted[node] for node in sorted(wanted)],
             files={file: sha256_of(file) for file in module.params["state_files"]},
+            unapplied=[
+                name
+                for name in module.params["services"]
+                if not is_as_started(
+                    os.path.join(module.params["config_root"], "services", name),
+                    os.path.join(module.params["unit_dir"], f"inference-{name}.service"),
+                )
+            ],
             diff=[
                 {
                     "before_header": os.path.join(path, node + ".json"),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
 

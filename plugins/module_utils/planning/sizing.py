@@ -96,11 +96,6 @@ class Request:
             return self.context_length
         return min(self.model.context_length, CONTEXT_CAP["gpu" if self.on_gpu else "cpu"])
 
-    @property
-    def target_parallel(self) -> int:
-        """The number of slots when memory does not limit it."""
-        return self.parallel or DEFAULT_PARALLEL
-
 
 def kv_token_bytes(model: Model, kv_cache_type: str) -> int:
     """Bytes of KV cache for one token: a key and a value for each layer and KV head (llama.cpp, llama-kv-cache)."""

@@ -6,16 +6,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
-import json
 import os
 import shutil
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.services import files as fs
 from ansible_collections.fleet.inference.plugins.module_utils.services import readiness
+from ansible_collections.fleet.inference.plugins.module_utils.services.applied import (
+    Applied,
+    installed_contents,
+    read_applied,
+    read_json,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.services.diff import describe
 from ansible_collections.fleet.inference.plugins.module_utils.services.engine import (
     Engine,
@@ -56,19 +61,6 @@ class Result:
     image_id: Optional[str] = None
     ready_seconds: Optional[float] = None
     diff: Dict[str, str] = field(default_factory=lambda: {"before": "", "after": ""})
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What the running service was started with (applied.json, which only root reads)."""
-
-    fingerprint: str
-    image_id: Optional[str]
-    secret_files: Tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        record = {"fingerprint": self.fingerprint, "image_id": self.image_id, "secret_files": list(self.secret_files)}
-        return json.dumps(record, indent=2) + "\n"
 
 
 @dataclass
@@ -203,7 +195,7 @@ class ServiceManager:
             files=files,
             unit=self.systemd.state(spec.unit_name),
             enabled=os.path.lexists(spec.wants_path),
-            applied=_applied(files[spec.file_path("applied.json")]),
+            applied=read_applied(files[spec.file_path("applied.json")]),
             image_id=None,
             unit_file=files[spec.unit_path],
         )
@@ -507,14 +499,7 @@ class ServiceManager:
 
     def _note_started(self, observed: Observed) -> None:
         """Record that the files as they lie on the node are what runs now."""
-        own = {"service.json", "readiness.json", "applied.json"}
-        contents = {
-            path: state.content
-            for path, state in observed.files.items()
-            if state is not None
-            and (path == self.spec.unit_path or os.path.dirname(path) == self.spec.directory)
-            and os.path.basename(path) not in own
-        }
+        contents = installed_contents(observed.files, self.spec.directory, self.spec.unit_path)
         secret = (
             observed.applied.secret_files if observed.applied else tuple(os.path.basename(path) for path in contents)
         )
@@ -606,17 +591,8 @@ class ServiceManager:
         """Files whose content no diff may show: those that are secret now, and those that were, or may have been."""
         spec = self.spec
         secret = {spec.file_path(item.name) for item in spec.files if item.secret}
-        own = {"service.json", "readiness.json", "applied.json"}
-        others = {
-            path
-            for path, state in observed.files.items()
-            if state is not None and os.path.dirname(path) == spec.directory and os.path.basename(path) not in own
-        }
-        contents = {
-            path: state.content
-            for path, state in observed.files.items()
-            if state and (path in others or path == spec.unit_path)
-        }
+        contents = installed_contents(observed.files, spec.directory, spec.unit_path)
+        others = set(contents) - {spec.unit_path}
         applied = observed.applied
         if applied is not None and applied.fingerprint == fs.fingerprint(contents):
             return secret | {spec.file_path(name) for name in applied.secret_files}
@@ -628,10 +604,10 @@ class ServiceManager:
         return secret | (others - shown)
 
     def _image_of(self, observed: Observed) -> Optional[str]:
-        return _json_of(observed.files.get(self.spec.file_path("service.json"))).get("image")
+        return read_json(observed.files.get(self.spec.file_path("service.json"))).get("image")
 
     def _previous_deadline(self, observed: Observed) -> float:
-        value = _json_of(observed.files.get(self.spec.file_path("readiness.json"))).get("timeout_seconds")
+        value = read_json(observed.files.get(self.spec.file_path("readiness.json"))).get("timeout_seconds")
         return float(value) if isinstance(value, (int, float)) else self.spec_deadline()
 
     def _start_timeout(self, deadline: float) -> float:
@@ -654,24 +630,6 @@ def _os_reason(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return f"{where} is a symbolic link, which must be a plain file: remove the link"
     return f"{where}: {error.strerror or error}"
-
-
-def _applied(file: Optional[FileState]) -> Optional[Applied]:
-    record = _json_of(file)
-    digest = record.get("fingerprint")
-    if not isinstance(digest, str):
-        return None
-    return Applied(digest, record.get("image_id"), tuple(record.get("secret_files") or ()))
-
-
-def _json_of(file: Optional[FileState]) -> Mapping[str, Any]:
-    if file is None:
-        return {}
-    try:
-        record = json.loads(file.content.decode("utf-8"))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _yes(value: bool) -> str:
