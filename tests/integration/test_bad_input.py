@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import MODEL, ROOT, Fleet
+from fleet_under_test import MODEL, ROOT, Fleet
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
 

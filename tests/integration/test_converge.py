@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import ADDRESSES, MODEL, ROOT, Fleet
+from fleet_under_test import ADDRESSES, MODEL, ROOT, Fleet
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import SET, Fleet
+from fleet_under_test import SET, Fleet
 from local_nodes import host
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]

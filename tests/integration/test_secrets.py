@@ -7,7 +7,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import ADDRESSES, Fleet
+from fleet_under_test import ADDRESSES, Fleet
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
 

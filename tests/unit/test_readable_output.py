@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SENTENCE = (
-    "node: llamacpp_parallel is 'many' (text); give a whole number, and this sentence is longer than one line of 80"
-)
+SENTENCE = "node: llamacpp_parallel is 'many' (text); give a whole number, a sentence longer than one line of 80"
 PLAYBOOK = f"""
 - hosts: localhost
   gather_facts: false

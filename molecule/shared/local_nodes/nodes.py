@@ -80,16 +80,22 @@ def _inspect(container: str) -> dict[str, Any] | None:
     return dict(json.loads(shown.stdout)[0]) if shown.returncode == 0 else None
 
 
+def _answers(container: str) -> bool:
+    return podman("exec", container, "true", check=False).returncode == 0
+
+
 def _start(set_name: str, node: Node, image: str) -> bool:
     """Have the node's container running; true when it was created or started now."""
     name = _container(set_name, node.name)
     wanted_id = podman("image", "inspect", "--format", "{{.Id}}", image).stdout.strip()
     current = _inspect(name)
     if current and str(current["Image"]) == wanted_id:
-        if current["State"]["Status"] == "running":
+        # Asked, not looked up: after a crash of this machine podman may call a container running that is not.
+        if _answers(name):
             return False
-        podman("start", name)
-        return True
+        podman("start", name, check=False)
+        if _answers(name):
+            return True
     _remove(name)
     # Docker's storage needs a volume: an overlay on the node's own overlay is refused by the kernel.
     volume = f"{name}-docker"
