@@ -298,7 +298,7 @@ ansible_facts:
               type: int
               returned: always
             flags:
-              description: Instruction set flags, lower-case, sorted.
+              description: Instruction sets that engines have code for (AVX, AMX, NEON, SVE and so on), lower-case, sorted.
               type: list
               elements: str
               returned: always

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, List, Optional
 
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
 
 MODEL_KEYS = ("model name", "Model", "cpu model", "Hardware", "cpu")
 
+
+#: Instruction sets that inference engines have code paths for: x86-64 SSE4.2 to AMX, Arm NEON and SVE, RISC-V vectors.
+ENGINE_FLAGS = re.compile(r"sse4_2|avx\w*|amx_\w+|fma|f16c|bmi2|asimd\w*|neon|sve\w*|i8mm|bf16|fphp|v")
 
 UNKNOWN: Dict[str, Any] = {"model": None, "architecture": None, "cores": None, "flags": []}
 
@@ -29,7 +33,7 @@ def collect(host: Host) -> Dict[str, Any]:
         "model": next((first[key] for key in MODEL_KEYS if first.get(key)), None),
         "architecture": _architecture(host, flags.split()),
         "cores": cores,
-        "flags": sorted(set(flags.lower().split())),
+        "flags": sorted(flag for flag in set(flags.lower().split()) if ENGINE_FLAGS.fullmatch(flag)),
     }
 
 
