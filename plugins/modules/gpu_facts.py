@@ -298,7 +298,7 @@ ansible_facts:
               type: int
               returned: always
             flags:
-              description: Instruction sets that engines have code for (AVX, AMX, NEON, SVE and so on), lower-case, sorted.
+              description: Instruction sets that engines have code for (AVX, AMX, NEON, SVE …), lower-case, sorted.
               type: list
               elements: str
               returned: always
@@ -431,7 +431,7 @@ ansible_facts:
                   type: str
                   returned: always
                 running:
-                  description: The engine answers on its socket.
+                  description: Whether the engine answers on its socket; null when it may not be asked or gave no answer.
                   type: bool
                   returned: always
                 cdi:

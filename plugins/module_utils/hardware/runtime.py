@@ -47,9 +47,12 @@ def _docker(host: Host, command: Command) -> Optional[Dict[str, Any]]:
     # podman's docker command says `podman version`, and is no Docker.
     client = re.match(r"Docker version ([0-9][^\s,]*)", outcome.stdout)
     server, message = None, outcome.message
+    running: Optional[bool] = False
     started = time.monotonic()
     if host.live and client and _daemon_runs(host):
         server, message = engine_version(DOCKER_SOCKET, host.timeout)
+        # A daemon that may not be asked, or gave no answer in time, is neither running nor not.
+        running = None if message else server is not None
     ms = outcome.ms + int((time.monotonic() - started) * 1000)
     status = outcome.status
     if client and message:
@@ -64,7 +67,7 @@ def _docker(host: Host, command: Command) -> Optional[Dict[str, Any]]:
     package, held = _packages(host)
     return {
         "version": version,
-        "running": server is not None,
+        "running": running,
         "cdi": _cdi_enabled(version, config),
         "daemon_config": config,
         "package": package,

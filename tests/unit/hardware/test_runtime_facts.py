@@ -75,6 +75,15 @@ def test_docker_installed_and_not_running(machine: Any, docker: Any) -> None:
     assert facts["errors"] == []
 
 
+def test_an_engine_that_may_not_be_asked_is_not_called_stopped(
+    machine: Any, docker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker("Docker version 27.5.1, build 9f9e405")
+    monkeypatch.setattr(runtime, "_daemon_runs", lambda host: True)
+    monkeypatch.setattr(runtime, "engine_version", lambda path, timeout: (None, "Permission denied"))
+    assert machine.facts(live=True)["runtime"]["docker"]["running"] is None
+
+
 @pytest.mark.parametrize(
     ("version", "cdi"), [("26.1.5+dfsg1", False), ("28.1.1", False), ("28.2.2", True), ("29.0.0", True)]
 )
