@@ -431,7 +431,7 @@ ansible_facts:
                   type: str
                   returned: always
                 running:
-                  description: Whether the engine answers on its socket; null when it may not be asked or gave no answer.
+                  description: The engine answers on its socket; null when it may not be asked or gave no answer.
                   type: bool
                   returned: always
                 cdi:
