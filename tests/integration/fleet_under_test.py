@@ -19,7 +19,7 @@ from typing import Any
 
 import openai
 import yaml
-from local_nodes import host
+from local_nodes import host, nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m-instruct"
@@ -96,6 +96,14 @@ class Fleet:
         """Run a script on a node's console as root and return what it printed."""
         done = host.podman("exec", f"inference-fleet-{SET}-{node}", "sh", "-c", script, check=check)
         return done.stdout
+
+    def recreate(self, node: str) -> None:
+        """Replace a node by a new one of the same name and address, as after a disk was lost."""
+        container = f"inference-fleet-{SET}-{node}"
+        host.podman("kill", container)
+        host.podman("rm", "--force", container)
+        host.podman("volume", "rm", "--force", f"{container}-docker")
+        nodes.up(SET, nodes.nodes_of_inventory(self.inventory))
 
     def container_started(self, node: str, service: str = "llamacpp") -> str:
         """Container id and start time: differs after any restart."""

@@ -111,6 +111,15 @@ def test_a_run_limited_to_one_node_keeps_the_other(fleet: Fleet) -> None:
     assert sorted(fleet.fragments()) == ["gpu-01", "gpu-02"]
 
 
+def test_a_run_limited_to_the_nodes_sets_up_a_gateway_that_has_never_been(fleet: Fleet) -> None:
+    fleet.recreate("gateway-01")
+    run = fleet.converge("-l", "gpu-nodes")
+    assert set(run.recap) == {"gpu-01", "gpu-02"}
+    assert sorted(fleet.fragments()) == ["gpu-01", "gpu-02"]
+    assert fleet.ask()
+    assert fleet.converge().changed == dict.fromkeys(ADDRESSES, 0)
+
+
 def test_the_key_file_is_for_its_owner_only(fleet: Fleet) -> None:
     assert stat.S_IMODE(fleet.key_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(fleet.key_file.parent.stat().st_mode) == 0o700
