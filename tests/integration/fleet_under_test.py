@@ -67,6 +67,11 @@ class Fleet:
     def play(self, *arguments: str, playbook: str = "site.yml", env: dict[str, str] | None = None) -> Run:
         """Run a playbook against the fleet."""
         start = time.monotonic()
+        settings = {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(self.folder / "facts"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
         done = subprocess.run(
             [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self.inventory), playbook, *arguments],
             cwd=ROOT,
@@ -74,7 +79,7 @@ class Fleet:
             text=True,
             check=False,
             timeout=900,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **(env or {})},
+            env={**os.environ, **settings, **(env or {})},
         )
         return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - start)
 

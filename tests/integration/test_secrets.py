@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
@@ -50,7 +49,8 @@ def test_the_generated_key_is_in_no_output_and_no_fact_cache(fleet: Fleet) -> No
     key = fleet.key_file.read_text().strip()
     run = fleet.converge("-vvv", "--diff")
     assert key not in run.output
+    assert list((fleet.folder / "facts").iterdir())
     done = subprocess.run(
-        ["grep", "-rl", key, ".cache"], check=False, capture_output=True, text=True, env={**os.environ}
+        ["grep", "-rl", key, str(fleet.folder / "facts")], check=False, capture_output=True, text=True
     )
     assert done.stdout == ""

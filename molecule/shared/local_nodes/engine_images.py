@@ -23,8 +23,8 @@ import yaml
 from . import registry
 from .host import podman
 from .node_images import mmdebstrap
-from .settings import PREFIX, PROJECT_ROOT, cache_dir, registry_address
-from .shell import LocalNodesError, run, step
+from .settings import PREFIX, PROJECT_ROOT, RUN_DIR, cache_dir, registry_address
+from .shell import LocalNodesError, alone, run, step
 
 LITELLM_FOLDER = Path(__file__).resolve().parents[1] / "images" / "litellm"
 #: The Python of Debian 13, which the lock file in images/litellm is resolved for.
@@ -129,6 +129,11 @@ def _copy_official(reference: str, target: str) -> bool:
 
 def ensure_engine_images(names: list[str] | None = None) -> None:
     """Have the wanted images in the local registry. ``names`` narrows it; default is all."""
+    with alone(RUN_DIR):
+        _ensure_engine_images(names)
+
+
+def _ensure_engine_images(names: list[str] | None) -> None:
     registry.ensure_registry()
     record = cache_dir() / "engine-images.json"
     known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}

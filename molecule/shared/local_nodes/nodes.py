@@ -16,8 +16,8 @@ import yaml
 from .host import ensure_network, give_to_caller, podman
 from .node_images import node_image
 from .registry import stop_registry
-from .settings import PREFIX, SET_LABEL, cache_dir, known_hosts, ssh_key
-from .shell import LocalNodesError, run, say, step
+from .settings import PREFIX, RUN_DIR, SET_LABEL, cache_dir, known_hosts, ssh_key
+from .shell import LocalNodesError, alone, run, say, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +157,11 @@ def up(set_name: str, nodes: list[Node]) -> bool:
     """Have all nodes of a set running and reachable by SSH; true when anything had to be done."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", set_name):
         raise LocalNodesError(f"{set_name!r} can't name a set of nodes; use lower-case letters, digits and hyphens")
+    with alone(RUN_DIR):
+        return _up(set_name, nodes)
+
+
+def _up(set_name: str, nodes: list[Node]) -> bool:
     ensure_network()
     public_key = _ensure_key()
     images = {(node.layer, node.release): node_image(node.layer, node.release) for node in nodes}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -28,6 +29,19 @@ def step(text: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     say(f"  ok {text} ({time.monotonic() - start:.0f} s)")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes images or nodes, and keep others waiting meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("  .. waiting for another run that makes images or nodes")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run(

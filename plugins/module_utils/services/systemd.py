@@ -84,7 +84,10 @@ class Systemd:
         self._systemctl("stop", unit, timeout=timeout)
 
     def journal(self, unit: str, since: float) -> List[str]:
-        """The unit's last lines since `since` (seconds since 1970), without time and host."""
+        """The unit's last lines since `since` (seconds since 1970), without time and host.
+
+        Left out is what docker says of every start, when the container that may be left over from before is not there.
+        """
         try:
             self._runner.run(["journalctl", "--sync"], timeout=10.0)
             done = self._runner.run(
@@ -101,4 +104,5 @@ class Systemd:
             )
         except CommandNotFound:
             return []
-        return [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+        lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+        return [line for line in lines if "No such container:" not in line]
