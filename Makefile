@@ -9,7 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Byte code is worth keeping here, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Debian keeps some programs where an ordinary user's PATH does not look.
+export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONPATH := $(CURDIR)/molecule/shared
 LOCAL_NODES := $(BIN)/python -m local_nodes
@@ -26,7 +27,7 @@ $(VENV)/ready: requirements/dev.txt requirements/setup.sh
 	@touch $@
 
 .PHONY: host-setup
-host-setup: setup ## Install the packages that local nodes need on this machine (needs root or sudo)
+host-setup: setup ## Install the packages that local nodes and tests need on this machine (needs root or sudo)
 	@$(LOCAL_NODES) host-setup
 
 .PHONY: demo

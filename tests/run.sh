@@ -9,12 +9,13 @@ part() {
   echo "== $1 (after $((SECONDS - start)) s)"
 }
 
+part "Packages of this machine"
+python -m local_nodes host-setup
 part "Lint"
 tests/lint.sh
 part "Unit tests"
 pytest -q tests/unit
-part "Local nodes: packages and images"
-python -m local_nodes host-setup
+part "Engine images"
 python -m local_nodes images
 part "Integration and Molecule: real nodes"
 pytest -v tests/integration tests/molecule

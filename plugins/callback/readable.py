@@ -42,7 +42,8 @@ class CallbackModule(Default):
     def _dump_results(self, result: Any, *args: Any, **kwargs: Any) -> str:
         told = {key for key in result if not key.startswith("_")}
         if self._display.verbosity == 0 and isinstance(result.get("msg"), str) and told <= _USUAL:
-            return str(result["msg"])
+            lines = str(result["msg"]).splitlines()
+            return "\n    ".join(["", *lines]) if len(lines) > 1 else "".join(lines)
         return str(super()._dump_results(result, *args, **kwargs))
 
     def v2_runner_on_ok(self, result: Any) -> None:

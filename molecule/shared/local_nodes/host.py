@@ -24,6 +24,8 @@ PROGRAMS = {
     "nsenter": "util-linux",
     "mount": "mount",
     "ssh-keygen": "openssh-client",
+    # Not for the nodes: unit tests run the gateway's configuration with it.
+    "haproxy": "haproxy",
 }
 #: Packages without a program on PATH: file that shows that it is there → package.
 FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
@@ -59,9 +61,9 @@ def install_packages() -> None:
         missing += next(known, [])
     with step(f"packages of this machine: {' '.join(missing)}"):
         run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], env=environment)
-        # The package may start a registry of its own; ours is a container on the nodes' network.
-        if "docker-registry" in missing and shutil.which("systemctl"):
-            run(["systemctl", "disable", "--now", "docker-registry"], check=False)
+        # Only the programs are wanted: ours run in containers and in tests.
+        for service in {"docker-registry", "haproxy"} & set(missing):
+            run(["systemctl", "disable", "--now", service], check=False)
 
 
 def _apt_knows(package: str) -> bool:
