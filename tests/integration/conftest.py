@@ -18,11 +18,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     With KEEP_NODES set, nodes of an earlier session are used again and stay, which saves time while writing a test.
     """
     host.install_packages()
-    engine_images.ensure_engine_images()
-    made = Fleet(tmp_path_factory.mktemp("fleet"))
     keep = bool(os.environ.get("KEEP_NODES"))
     if not keep:
         nodes.down(SET)
+    engine_images.ensure_engine_images()
+    made = Fleet(tmp_path_factory.mktemp("fleet"))
     nodes.up(SET, nodes.nodes_of_inventory(made.inventory))
     made.converge()
     yield made
