@@ -95,6 +95,8 @@ class Scenario:
 def test_scenario(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     scenario = Scenario(name, capsys)
     code = scenario.run()
+    with capsys.disabled():
+        print(flush=True)
     end = "\n".join(scenario.lines[-SHOWN_LINES:])
     assert code == 0, f"molecule test --scenario-name {name} ended with {code}; its last lines:\n{end}"
     names = [action for action, _ in scenario.actions]

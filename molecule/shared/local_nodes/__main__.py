@@ -10,7 +10,7 @@ from pathlib import Path
 from . import engine_images, nodes
 from .host import install_packages, podman
 from .settings import PREFIX, cache_dir, ssh_key
-from .shell import LocalNodesError, become_root, say
+from .shell import LocalNodesError, say
 
 
 def _arguments() -> argparse.Namespace:
@@ -72,9 +72,8 @@ def main() -> int:
     """Run one command; errors are one message on standard error and exit code 1."""
     arguments = _arguments()
     try:
-        become_root("local_nodes")
         return _main(arguments)
-    except LocalNodesError as error:
+    except (LocalNodesError, OSError) as error:
         print(f"local_nodes: {error}", file=sys.stderr)
         return 1
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -23,7 +22,7 @@ import yaml
 from . import registry
 from .host import podman
 from .node_images import mmdebstrap
-from .settings import PREFIX, PROJECT_ROOT, RUN_DIR, cache_dir, registry_address
+from .settings import PREFIX, PROJECT_ROOT, cache_dir, registry_address
 from .shell import LocalNodesError, alone, run, step
 
 LITELLM_FOLDER = Path(__file__).resolve().parents[1] / "images" / "litellm"
@@ -129,7 +128,7 @@ def _copy_official(reference: str, target: str) -> bool:
 
 def ensure_engine_images(names: list[str] | None = None) -> None:
     """Have the wanted images in the local registry. ``names`` narrows it; default is all."""
-    with alone(RUN_DIR):
+    with alone(cache_dir()):
         _ensure_engine_images(names)
 
 
@@ -162,7 +161,8 @@ def _ensure_engine_images(names: list[str] | None) -> None:
 def remove_engine_images() -> None:
     """Forget and delete all engine images of the local registry."""
     registry.stop_registry()
-    shutil.rmtree(cache_dir() / "registry", ignore_errors=True)
+    # The registry's container wrote them as root.
+    run(["rm", "-rf", cache_dir() / "registry"], root=True)
     (cache_dir() / "engine-images.json").unlink(missing_ok=True)
 
 

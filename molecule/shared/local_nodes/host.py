@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from .settings import PREFIX, RUN_DIR, cache_dir, subnet
@@ -55,15 +53,15 @@ def install_packages() -> None:
         raise LocalNodesError(f"this machine lacks {names} and has no apt-get; install them by hand")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     with step("package lists of this machine"):
-        run(["apt-get", "update", "-q"], env=environment)
+        run(["apt-get", "update", "-q"], env=environment, root=True)
     if network_missing:
         known = (packages for packages in NETWORK.values() if _apt_knows(packages[0]))
         missing += next(known, [])
     with step(f"packages of this machine: {' '.join(missing)}"):
-        run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], env=environment)
+        run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], env=environment, root=True)
         # Only the programs are wanted: ours run in containers and in tests.
         for service in {"docker-registry", "haproxy"} & set(missing):
-            run(["systemctl", "disable", "--now", service], check=False)
+            run(["systemctl", "disable", "--now", service], check=False, root=True)
 
 
 def _apt_knows(package: str) -> bool:
@@ -78,23 +76,20 @@ def _namespace() -> list[str]:
     a mount namespace of its own, in which /sys/fs/cgroup is cgroup v2. The namespace is kept as a bind mount below
     /run: a new one for each call would lose the network namespaces that podman keeps as mounts.
     """
-    kind = run(["stat", "-fc", "%T", "/sys/fs/cgroup"]).stdout.strip()
-    if kind == "cgroup2fs":
+    filesystem = ["stat", "-fc", "%T", "/sys/fs/cgroup"]
+    if run(filesystem).stdout.strip() == "cgroup2fs":
         return []
     handle = RUN_DIR / "mnt"
     prefix = ["nsenter", f"--mount={handle}", "--"]
-    if (
-        handle.exists()
-        and run([*prefix, "stat", "-fc", "%T", "/sys/fs/cgroup"], check=False).stdout.strip() == "cgroup2fs"
-    ):
+    if handle.exists() and run([*prefix, *filesystem], check=False, root=True).stdout.strip() == "cgroup2fs":
         return prefix
-    RUN_DIR.mkdir(parents=True, exist_ok=True)
+    run(["mkdir", "-p", RUN_DIR], root=True)
     if not os.path.ismount(RUN_DIR):
-        run(["mount", "--bind", RUN_DIR, RUN_DIR])
-    run(["mount", "--make-private", RUN_DIR])
-    handle.touch()
+        run(["mount", "--bind", RUN_DIR, RUN_DIR], root=True)
+    run(["mount", "--make-private", RUN_DIR], root=True)
+    run(["touch", handle], root=True)
     inside = "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup"
-    run(["unshare", f"--mount={handle}", "sh", "-c", inside])
+    run(["unshare", f"--mount={handle}", "sh", "-c", inside], root=True)
     return prefix
 
 
@@ -116,9 +111,8 @@ def podman(
     global _prefix  # noqa: PLW0603 - looked up once a process
     if _prefix is None:
         _prefix = _namespace()
-    return run(
-        [*_prefix, "podman", *argv], check=check, text_input=text_input, timeout=timeout, env=_podman_environment()
-    )
+    words = [*_prefix, "podman", *argv]
+    return run(words, check=check, text_input=text_input, timeout=timeout, env=_podman_environment(), root=True)
 
 
 def ensure_network() -> None:
@@ -135,14 +129,3 @@ def ensure_network() -> None:
             f"the local nodes' network {subnet()} could not be made ({made.stderr.strip()}); "
             "set INFERENCE_FLEET_SUBNET to a free /24 and use inventories with addresses in it"
         )
-
-
-def give_to_caller(path: Path) -> None:
-    """Hand a file made under sudo to the user who called sudo, since SSH and Ansible run as that user."""
-    user, group = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
-    if not user or not group:
-        return
-    paths: Sequence[Path] = [path, *path.rglob("*")] if path.is_dir() else [path]
-    for each in paths:
-        with contextlib.suppress(FileNotFoundError):
-            os.chown(each, int(user), int(group))

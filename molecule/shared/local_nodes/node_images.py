@@ -70,7 +70,7 @@ def mmdebstrap(release: str, packages: list[str], out: Path, *options: str) -> N
     sources = debian_sources(release)
     extra = [] if release in RELEASES else ['--aptopt=Acquire::Check-Valid-Until "false"']
     argv = ["mmdebstrap", "--quiet", *LEAN, *extra, *options, f"--include={','.join(packages)}", release, str(out)]
-    run([*argv, *sources])
+    run([*argv, *sources], root=True)
 
 
 def _bare(release: str) -> str:

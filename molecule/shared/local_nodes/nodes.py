@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from .host import ensure_network, give_to_caller, podman
+from .host import ensure_network, podman
 from .node_images import node_image
 from .registry import stop_registry
-from .settings import PREFIX, RUN_DIR, SET_LABEL, cache_dir, known_hosts, ssh_key
+from .settings import PREFIX, SET_LABEL, cache_dir, known_hosts, ssh_key
 from .shell import LocalNodesError, alone, run, say, step
 
 
@@ -71,7 +71,6 @@ def _ensure_key() -> str:
         key.parent.chmod(0o700)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "inference-fleet local nodes", "-f", key])
     (cache_dir() / "cp").mkdir(mode=0o700, exist_ok=True)
-    give_to_caller(cache_dir())
     return key.with_suffix(".pub").read_text().strip()
 
 
@@ -150,14 +149,13 @@ def _remember(lines: list[str]) -> None:
     addresses = {line.split()[0] for line in lines}
     kept = [line for line in file.read_text().splitlines() if line.split()[0] not in addresses] if file.exists() else []
     file.write_text("\n".join([*kept, *lines]) + "\n")
-    give_to_caller(file)
 
 
 def up(set_name: str, nodes: list[Node]) -> bool:
     """Have all nodes of a set running and reachable by SSH; true when anything had to be done."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", set_name):
         raise LocalNodesError(f"{set_name!r} can't name a set of nodes; use lower-case letters, digits and hyphens")
-    with alone(RUN_DIR):
+    with alone(cache_dir()):
         return _up(set_name, nodes)
 
 

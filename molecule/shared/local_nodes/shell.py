@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,13 +50,17 @@ def run(
     text_input: str | None = None,
     timeout: float = 900,
     env: dict[str, str] | None = None,
+    root: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command and return it with its output as text.
+    """Run a command and return it with its output as text; ``root`` puts sudo in front when this user is not root.
 
     Raises:
         LocalNodesError: it failed (with its last lines), was not found, or took longer than ``timeout`` seconds.
     """
     words = [str(word) for word in argv]
+    if root and os.geteuid() != 0:
+        # sudo passes no environment on by itself.
+        words = ["sudo", "env", *(f"{name}={value}" for name, value in (env or {}).items()), *words]
     try:
         done = subprocess.run(
             words,
@@ -69,6 +72,8 @@ def run(
             env={**os.environ, **(env or {})},
         )
     except FileNotFoundError as error:
+        if words[0] == "sudo":
+            raise LocalNodesError("local nodes need root: run this as root, or install sudo") from error
         raise LocalNodesError(f"{words[0]} is not installed; run `make host-setup`") from error
     except subprocess.TimeoutExpired as error:
         raise LocalNodesError(f"`{' '.join(words[:6])} …` did not end within {timeout:.0f} s") from error
@@ -76,16 +81,3 @@ def run(
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
         raise LocalNodesError(f"`{' '.join(words)}` failed with exit code {done.returncode}:\n{tail}")
     return done
-
-
-def become_root(module: str) -> None:
-    """Run this program again as root when it is not; podman's system containers and file systems need it."""
-    if os.geteuid() == 0:
-        return
-    words = ["sudo", "env", f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}", f"HOME={Path.home()}"]
-    words += [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("INFERENCE_FLEET_", "XDG_"))]
-    words += [sys.executable, "-m", module, *sys.argv[1:]]
-    try:
-        os.execvp("sudo", words)
-    except FileNotFoundError:
-        raise LocalNodesError("local nodes need root: run this as root, or install sudo") from None
