@@ -124,6 +124,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.gateway.fragments 
     validate_fragments,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.applied import is_as_started
+from ansible_collections.fleet.inference.plugins.module_utils.services.files import write_text
 
 
 def read_registry(path: str) -> Dict[str, Dict[str, Any]]:
@@ -157,18 +158,6 @@ def sha256_of(path: str) -> Optional[str]:
         for block in iter(lambda: handle.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_atomically(path: str, text: str) -> None:
-    """Replace a file in one step, mode 0644; a crash leaves the old or the new text."""
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, "." + name + ".new")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 def merge(
@@ -215,7 +204,7 @@ def main() -> None:
         removed = sorted(node for node in present if node not in wanted)
         if not module.check_mode:
             for node in written:
-                write_atomically(os.path.join(path, node + ".json"), dump_fragment(wanted[node]))
+                write_text(os.path.join(path, node + ".json"), dump_fragment(wanted[node]))
             for node in removed:
                 os.unlink(os.path.join(path, node + ".json"))
         module.exit_json(

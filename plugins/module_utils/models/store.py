@@ -22,6 +22,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.models.download im
     download,
     hash_stream,
 )
+from ansible_collections.fleet.inference.plugins.module_utils.services.files import write_text
 
 # Room beyond the file itself, so that a store never fills its disk to the last block.
 SPACE_MARGIN = 0.05
@@ -45,19 +46,11 @@ def receipt_path(path: str) -> str:
     return path + ".receipt.json"
 
 
-def _write_atomically(path: str, text: str) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
 def write_receipt(path: str, sha256: str, receipt: Optional[str] = None) -> None:
     """Record that ``path``, as it is now, has ``sha256``."""
     status = os.stat(path)
     record = {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    _write_atomically(receipt or receipt_path(path), json.dumps(record, sort_keys=True) + "\n")
+    write_text(receipt or receipt_path(path), json.dumps(record, sort_keys=True) + "\n")
 
 
 def recorded_sha256(path: str, receipt: Optional[str] = None) -> Optional[str]:

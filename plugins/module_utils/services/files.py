@@ -78,6 +78,11 @@ def write_file(path: str, state: FileState) -> None:
         raise
 
 
+def write_text(path: str, text: str) -> None:
+    """Replace a text file that everyone may read (mode 0644, of the caller's own user and group) in one step."""
+    write_file(path, FileState(text.encode("utf-8"), 0o644, os.geteuid(), os.getegid()))
+
+
 def set_rights(file: Union[int, str], state: FileState) -> None:
     """Give an open file or a path the owner and the permission bits of `state`."""
     found = os.stat(file)

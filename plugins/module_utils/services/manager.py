@@ -91,6 +91,8 @@ class Plan:
     enable: Optional[bool] = None
     run: Optional[str] = None
     actions: List[str] = field(default_factory=list)
+    #: The unit's running state may no longer be what it was.
+    touched: bool = False
 
 
 def port_problem(address: str, port: int) -> str:
@@ -321,7 +323,6 @@ class ServiceManager:
         spec = self.spec
         parents = (os.path.dirname(spec.directory), os.path.dirname(spec.program_path), spec.paths.unit_dir)
         began = self.clock()
-        touched = False
         try:
             for parent in parents:
                 fs.make_directory(parent, 0o755)
@@ -333,19 +334,23 @@ class ServiceManager:
                 fs.set_rights(item.path, item.state)
             for path in plan.removals:
                 fs.remove_file(path)
-            if plan.enable is not None:
-                (self.systemd.enable if plan.enable else self.systemd.disable)(spec.unit_name)
-            if plan.reload:
-                self.systemd.daemon_reload()
-            touched = plan.run is not None
-            self._run_unit(plan.run, observed)
+            self._activate(plan, observed)
             for item in plan.writes:
                 if item.late:
                     fs.write_file(item.path, item.state)
             if plan.run in ("start", "restart"):
                 self._write_applied(self._fingerprint(desired), observed.image_id)
         except (OSError, SystemdError) as error:
-            raise self._failure(error, plan, observed, touched, began) from error
+            raise self._failure(error, plan, observed, began) from error
+
+    def _activate(self, plan: Plan, observed: Observed) -> None:
+        """Enable or disable the unit, have systemd read it, and run it; the plan notes when running it began."""
+        if plan.enable is not None:
+            (self.systemd.enable if plan.enable else self.systemd.disable)(self.spec.unit_name)
+        if plan.reload:
+            self.systemd.daemon_reload()
+        plan.touched = plan.run is not None
+        self._run_unit(plan.run, observed)
 
     def _run_unit(self, run: Optional[str], observed: Observed) -> None:
         unit = self.spec.unit_name
@@ -364,22 +369,22 @@ class ServiceManager:
         record = Applied(digest, image_id, secret).to_json().encode("utf-8")
         fs.write_file(self.spec.file_path("applied.json"), FileState(record, 0o600, self._uid, self._gid))
 
-    def _failure(self, error: Exception, plan: Plan, observed: Observed, touched: bool, began: float) -> ServiceError:
+    def _failure(self, error: Exception, plan: Plan, observed: Observed, began: float) -> ServiceError:
         """Put everything back and say what happened."""
         unit = self.spec.unit_name
         journal: List[str] = []
         reason = _os_reason(error) if isinstance(error, OSError) else f"systemctl failed ({error})"
-        if touched and isinstance(error, SystemdError):
+        if plan.touched and isinstance(error, SystemdError):
             journal = [self.spec.masked(line) for line in self.systemd.journal(unit, began)]
             if plan.run == "stop":
                 reason = f"it could not be stopped ({error}): see `systemctl status {unit}` on the node"
             else:
                 cause = explain_start(journal) or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
                 reason = f"it did not become ready: {cause}"
-        restored = self._put_back(plan, observed, touched)
+        restored = self._put_back(plan, observed)
         return self._error(f"{reason}; {restored}", journal, restored)
 
-    def _put_back(self, plan: Plan, observed: Observed, touched: bool) -> str:
+    def _put_back(self, plan: Plan, observed: Observed) -> str:
         """Return to the observed files, enablement, image and running state; gives the clause that says how it went."""
         spec = self.spec
         unit = spec.unit_name
@@ -388,7 +393,7 @@ class ServiceManager:
         if plan.run == "wait for" and nothing_written:
             return "nothing of it had changed, so there is no earlier version to return to"
         steps: List[Tuple[str, Callable[[], None]]] = []
-        if touched and plan.run in ("start", "restart"):
+        if plan.touched and plan.run in ("start", "restart"):
             steps.append(("stop", lambda: self.systemd.stop(unit, self._stop_timeout())))
         if not observed.enabled and plan.enable:
             steps.append(("disable", lambda: self.systemd.disable(unit)))
@@ -414,7 +419,7 @@ class ServiceManager:
             if problems:
                 return f"not all of it could be removed again ({'; '.join(problems)})"
             return "the service is new, so it was removed again"
-        if touched and plan.run != "stop" and observed.unit.running:
+        if plan.touched and plan.run != "stop" and observed.unit.running:
             self.systemd.reset_failed(unit)
             try:
                 self.systemd.start(unit, self._start_timeout(self._previous_deadline(observed)))
@@ -483,18 +488,12 @@ class ServiceManager:
         if self.check_mode or not plan.actions:
             return self.result
         began = self.clock()
-        touched = False
         try:
-            if plan.enable is not None:
-                (self.systemd.enable if plan.enable else self.systemd.disable)(spec.unit_name)
-            if plan.reload:
-                self.systemd.daemon_reload()
-            touched = plan.run is not None
-            self._run_unit(plan.run, observed)
+            self._activate(plan, observed)
             if plan.run in ("start", "restart"):
                 self._note_started(observed)
         except (OSError, SystemdError) as error:
-            raise self._failure(error, plan, observed, touched, began) from error
+            raise self._failure(error, plan, observed, began) from error
         return self.result
 
     def _note_started(self, observed: Observed) -> None:

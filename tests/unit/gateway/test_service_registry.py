@@ -132,13 +132,13 @@ def test_a_path_that_is_a_file_is_one_sentence(tmp_path: Path, capsys: pytest.Ca
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "gpu-01.json"
     texts = ["a" * 200_000, "b" * 200_000]
-    service_registry.write_atomically(str(path), texts[0])
+    service_registry.write_text(str(path), texts[0])
     stop = threading.Event()
 
     def write() -> None:
         while not stop.is_set():
             for text in texts:
-                service_registry.write_atomically(str(path), text)
+                service_registry.write_text(str(path), text)
 
     writer = threading.Thread(target=write)
     writer.start()
