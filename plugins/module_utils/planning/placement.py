@@ -85,7 +85,7 @@ def usable_devices(host: str, tier: str, facts: Mapping[str, Any]) -> list[Mappi
     """
     vendor, title = _VENDORS[tier]
     devices = [item for item in facts.get("devices") or [] if vendor is None or item.get("vendor") == vendor]
-    usable = [item for item in devices if item.get("usable")]
+    usable = [item for item in devices if item.get("usable") and not _is_partitioned(item)]
     known = [item for item in usable if item.get("memory_total_bytes") or item.get("unified_memory")]
     if known:
         return sorted(known, key=lambda item: (-(item.get("memory_total_bytes") or 0), str(item.get("pci_bus_id"))))
@@ -94,11 +94,22 @@ def usable_devices(host: str, tier: str, facts: Mapping[str, Any]) -> list[Mappi
             f"{host}: the memory of {device_title(usable[0])} is unknown; install its driver and gather the facts "
             "again, or set inference_tier: cpu"
         )
-    reasons = "; ".join(f"{device_title(item)}: {item.get('unusable_reason') or 'unknown reason'}" for item in devices)
+    reasons = "; ".join(f"{device_title(item)}: {_unusable_reason(item)}" for item in devices)
     raise PlanError(
         f"{host}: tier is {tier} but no {title} is usable{f' ({reasons})' if reasons else ''}; "
         "repair it, or set inference_tier: cpu"
     )
+
+
+def _is_partitioned(device: Mapping[str, Any]) -> bool:
+    """A card in several partitions shows its whole memory, of which one process has a part."""
+    return ((device.get("partition") or {}).get("count") or 1) > 1
+
+
+def _unusable_reason(device: Mapping[str, Any], unknown: str = "unknown reason") -> str:
+    if _is_partitioned(device):
+        return f"it is partitioned ({device['partition'].get('compute')}), and one whole card is needed; set it to SPX"
+    return str(device.get("unusable_reason") or unknown)
 
 
 def pinned_device(
@@ -123,7 +134,7 @@ def pinned_device(
     listed = ", ".join(f"{item.get('index')} ({item.get('uuid')})" for item in usable)
     for device in facts.get("devices") or []:
         if device.get(key) == pin:
-            reason = device.get("unusable_reason") or "it does not belong to the node's tier"
+            reason = _unusable_reason(device, "it does not belong to the node's tier")
             raise PlanError(
                 f"{host}: {where} names {device_title(device)}, which is not usable: {reason}; use {listed}"
             )

@@ -276,6 +276,12 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "inference_tier: cpu",
     ),
     (
+        gpu_facts("rocm", [device("MI300X", 196608, "gfx942", vendor="amd", partition={"compute": "CPX", "count": 8})]),
+        {},
+        "tier is rocm but no AMD GPU is usable (GPU 0 (MI300X): it is partitioned (CPX), and one whole card is needed; "
+        "set it to SPX); repair it, or set inference_tier: cpu",
+    ),
+    (
         gpu_facts("vulkan", [device("Intel Arc A770", None, None, vendor="intel")]),
         {},
         "the memory of GPU 0 (Intel Arc A770) is unknown; install its driver and gather the facts again, or set "
