@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from ansible import constants as C
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.plugins.callback.minimal import CallbackModule as Minimal
 
 DOCUMENTATION = r"""
 name: readable
@@ -17,22 +20,55 @@ author: Inference Fleet contributors (@inference-fleet)
 description:
   - Like P(ansible.builtin.default#callback), except that a result which is only a message is printed as that message,
     that an error is not printed a second time with its place in the source, and that included files are not listed.
-  - With C(-v) all of it is printed as the default does.
+  - The command C(ansible) prints as with P(ansible.builtin.minimal#callback), except that of a result with a C(summary)
+    (a list of lines) only these lines are printed. It uses this callback where C(bin_ansible_callbacks) is set.
+  - With C(-v) all of it is printed as Ansible's own callbacks do.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
 """
 
-#: What every result carries beside its message.
-_USUAL = {"msg", "changed", "failed", "unreachable", "skipped", "skip_reason", "failed_when_result"}
+#: What a result carries beside its message, and what is only printed with -vvv.
+_USUAL = {"msg", "invocation", "changed", "failed", "unreachable", "skipped", "skip_reason", "failed_when_result"}
+#: What the command `ansible` calls its only play's file.
+_AD_HOC_FILE = "__adhoc_playbook__"
 
 
-class CallbackModule(Default):
-    """The default callback, quieter."""
+def _in_playbooks(name: str, ad_hoc: Any = None) -> Any:
+    """Return the default callback's method `name` for playbooks, and `ad_hoc` (or silence) for a single command."""
+    default = getattr(Default, name)
+
+    @functools.wraps(default)
+    def method(self: CallbackModule, *args: Any, **kwargs: Any) -> None:
+        chosen = default if self.in_playbook else ad_hoc
+        if chosen is not None:
+            chosen(self, *args, **kwargs)
+
+    return method
+
+
+class CallbackModule(Default, Minimal):
+    """The default callback, quieter; for the command `ansible` the minimal one."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
     CALLBACK_NAME = "fleet.inference.readable"
+
+    # ansible-console names no file at all.
+    in_playbook = False
+
+    v2_playbook_on_play_start = _in_playbooks("v2_playbook_on_play_start")
+    v2_playbook_on_task_start = _in_playbooks("v2_playbook_on_task_start")
+    v2_playbook_on_no_hosts_remaining = _in_playbooks("v2_playbook_on_no_hosts_remaining")
+    v2_playbook_on_stats = _in_playbooks("v2_playbook_on_stats")
+    v2_runner_on_start = _in_playbooks("v2_runner_on_start")
+    v2_runner_on_async_poll = _in_playbooks("v2_runner_on_async_poll")
+    v2_runner_on_async_ok = _in_playbooks("v2_runner_on_async_ok")
+    v2_runner_on_async_failed = _in_playbooks("v2_runner_on_async_failed")
+    v2_runner_on_failed = _in_playbooks("v2_runner_on_failed", Minimal.v2_runner_on_failed)
+    v2_runner_on_skipped = _in_playbooks("v2_runner_on_skipped", Minimal.v2_runner_on_skipped)
+    v2_runner_on_unreachable = _in_playbooks("v2_runner_on_unreachable", Minimal.v2_runner_on_unreachable)
+    v2_on_file_diff = _in_playbooks("v2_on_file_diff", Minimal.v2_on_file_diff)
 
     def _handle_exception(self, result: Any, use_stderr: bool = False) -> None:
         if self._display.verbosity == 0 and isinstance(result.get("msg"), str):
@@ -46,9 +82,27 @@ class CallbackModule(Default):
             return "\n    ".join(["", *lines]) if len(lines) > 1 else "".join(lines)
         return str(super()._dump_results(result, *args, **kwargs))
 
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        self.in_playbook = playbook._file_name != _AD_HOC_FILE
+        if self.in_playbook:
+            super().v2_playbook_on_start(playbook)
+
     def v2_runner_on_ok(self, result: Any) -> None:
-        if self._display.verbosity > 0 or not isinstance(result.task, TaskInclude):
+        if not self.in_playbook:
+            self._ad_hoc_ok(result)
+        elif self._display.verbosity > 0 or not isinstance(result.task, TaskInclude):
             super().v2_runner_on_ok(result)
+
+    def _ad_hoc_ok(self, result: Any) -> None:
+        summary = result.result.get("summary")
+        if self._display.verbosity > 0 or not isinstance(summary, list) or not summary:
+            Minimal.v2_runner_on_ok(self, result)
+            return
+        self._handle_warnings_and_exception(result)
+        changed = result.result.get("changed", False)
+        head = f"{result.host.get_name()} | {'CHANGED' if changed else 'SUCCESS'}"
+        text = "\n    ".join([head, *(str(line) for line in summary)])
+        self._display.display(text, color=C.COLOR_CHANGED if changed else C.COLOR_OK)
 
     def v2_playbook_on_include(self, included_file: Any) -> None:
         if self._display.verbosity > 0:

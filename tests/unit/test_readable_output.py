@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees when something is refused, and with -v."""
+"""What a person sees when something is refused, of a single command's result, and with -v."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,13 @@ PLAYBOOK = f"""
       ansible.builtin.fail:
         msg: "{SENTENCE}"
 """
+# A module that answers what it is given.
+ECHO = """#!/usr/bin/python
+import json, sys
+from ansible.module_utils.basic import AnsibleModule
+module = AnsibleModule({"answer": {"type": "dict"}, "fails": {"type": "bool"}})
+(module.fail_json if module.params["fails"] else module.exit_json)(**module.params["answer"])
+"""
 
 
 @pytest.fixture
@@ -31,13 +39,35 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run(program: str, folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_CACHE_PLUGIN": "memory",
+        "ANSIBLE_LIBRARY": str(folder / "library"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+        # ansible.cfg's bin_ansible_callbacks.
+        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+        **settings,
+    }
+    argv = [str(Path(sys.executable).parent / program), "-i", "localhost,", "-c", "local", *arguments]
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
 def play(folder: Path, *arguments: str) -> str:
-    program = Path(sys.executable).parent / "ansible-playbook"
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "memory"}
-    argv = [str(program), "-i", "localhost,", "-c", "local", str(folder / "play.yml"), *arguments]
-    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = run("ansible-playbook", folder, str(folder / "play.yml"), *arguments)
     assert done.returncode == 2
     return done.stdout + done.stderr
+
+
+def command(folder: Path, answer: dict[str, object], *arguments: str, fails: bool = False, **settings: str) -> str:
+    (folder / "library").mkdir(exist_ok=True)
+    (folder / "library" / "echo.py").write_text(ECHO)
+    given = json.dumps({"answer": answer, "fails": fails})
+    done = run("ansible", folder, "localhost", "-m", "echo", "-a", given, *arguments, **settings)
+    assert done.returncode == (2 if fails else 0), done.stderr
+    return done.stdout
 
 
 def test_a_refusal_is_one_line_and_said_once(folder: Path) -> None:
@@ -53,3 +83,42 @@ def test_verbose_output_is_ansibles_own(folder: Path) -> None:
     output = play(folder, "-v")
     assert "included:" in output
     assert "[ERROR]" in output
+
+
+def test_a_summary_is_printed_by_a_single_command(folder: Path) -> None:
+    assert command(folder, {"summary": ["GPU 0  A", "", "GPU 1  B"], "changed": False, "ansible_facts": {"a": 1}}) == (
+        "localhost | SUCCESS\n    GPU 0  A\n    \n    GPU 1  B\n"
+    )
+    assert command(folder, {"summary": ["one"], "changed": True}) == "localhost | CHANGED\n    one\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments"),
+    [
+        ({"summary": ["one"], "facts": {"a": 1}, "changed": False}, ("-v",)),
+        ({"value": 1, "changed": True}, ()),
+        ({"summary": "no list", "changed": False}, ()),
+        ({"summary": [], "changed": False}, ()),
+    ],
+)
+def test_a_single_command_prints_all_else_as_ansible_does(
+    folder: Path, answer: dict[str, object], arguments: tuple[str, ...]
+) -> None:
+    printed = command(folder, answer, *arguments)
+    assert "localhost | " in printed
+    assert printed == command(folder, answer, *arguments, ANSIBLE_LOAD_CALLBACK_PLUGINS="0")
+
+
+def test_a_single_command_that_fails_says_why(folder: Path) -> None:
+    assert command(folder, {"msg": "no such root"}, fails=True) == "localhost | FAILED! => no such root\n"
+
+
+def test_a_summary_is_nothing_special_in_a_playbook(folder: Path) -> None:
+    (folder / "library").mkdir()
+    (folder / "library" / "echo.py").write_text(ECHO)
+    tasks = [{"name": "Say", "echo": {"answer": {"summary": ["one line"], "changed": False}}}]
+    text = json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}])
+    (folder / "facts.yml").write_text(text)
+    output = run("ansible-playbook", folder, str(folder / "facts.yml")).stdout
+    assert "PLAY [localhost]" in output and "TASK [Say]" in output and "PLAY RECAP" in output
+    assert "ok: [localhost]\n" in output and "one line" not in output
