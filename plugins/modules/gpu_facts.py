@@ -4,38 +4,55 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: gpu_facts
 short_description: Gather a node's GPUs and everything else that decides what it can serve
 version_added: 0.1.0
 author: Inference Fleet contributors (@inference-fleet)
 description:
-  - Finds GPUs on the PCI bus, then asks NVML, C(nvidia-smi), the amdgpu, xe and i915 drivers what they know of them.
-    The same device seen by several sources is one device.
-  - Reads the processor, memory, operating system, cgroup controllers, addresses, listening sockets, container engines
-    and the services that this fleet runs on the node already.
-  - Every program and library is given I(timeout) seconds. One that is stuck or broken costs its own facts and an entry
-    in C(errors); the module does not fail for it.
-  - Reads only. NVML is asked through nvidia-ml-py; a node with an NVIDIA driver and without nvidia-ml-py gets the
-    controller's copy for the duration of the task, where the controller has one.
+  - Finds GPUs on the PCI bus and among the graphics devices, then asks NVML, C(nvidia-smi), kfd, the amdgpu, xe and
+    i915 drivers, C(amd-smi) and C(vulkaninfo) what they know of them. The same device seen by several sources is one
+    device.
+  - Reads the processor, memory, NUMA nodes, operating system, cgroup controllers, addresses, listening sockets,
+    container engines and the services that this fleet runs on the node already.
+  - The whole of it takes I(timeout) seconds at most. What may be stuck or crash runs in a process of its own, which is
+    not waited for; it costs its own facts and an entry in C(errors), and the module does not fail for it.
+  - Reads only. NVML is asked through nvidia-ml-py, of which the controller sends what is needed along with the module;
+    where the controller has none, the node's own is used.
+  - Run by hand, as in C(ansible gpu-nodes -m fleet.inference.gpu_facts), it prints a summary; with C(-v) all facts.
 options:
   root:
     description:
       - The directory below which everything is read.
-      - Any other than C(/) is a recorded machine, of which no program, library or socket is asked.
+      - Any other than C(/) is a recorded machine, of which no program, library or socket is asked. It may be a part of
+        one, such as C(sys/class/drm) alone.
     type: path
     default: /
   timeout:
-    description: How long one program or library may take, in seconds.
+    description: How long the facts may take, in seconds.
     type: int
     default: 10
+  wake:
+    description:
+      - Asks GPUs that sleep as well, which wakes them.
+      - Without it a sleeping NVIDIA GPU is listed as not usable, and of a sleeping AMD or Intel GPU only what the
+        kernel tells without waking it is known.
+    type: bool
+    default: false
+  integrated:
+    description: Lets services be put on integrated GPUs too. They share the host's memory.
+    type: bool
+    default: false
   nvidia_smi_xml:
-    description: A file with the output of C(nvidia-smi -q -x) on the node, read in the place of NVML and C(nvidia-smi).
+    description: A file with the output of C(nvidia-smi -q -x), or of C(nvidia-smi -q), on the node; read in the place
+      of NVML and C(nvidia-smi).
     type: path
   amd_smi_json:
-    description:
-      - A file with the output of C(amd-smi static --json) on the node.
-      - Used where kfd and amdgpu leave a device's name unknown.
+    description: A file with the output of C(amd-smi static --json), or of C(rocm-smi -a --json), on the node. It fills
+      in what kfd and amdgpu leave unknown.
+    type: path
+  vulkaninfo:
+    description: A file with the output of C(vulkaninfo), or of C(vulkaninfo --summary), on the node; read in the place
+      of the program.
     type: path
   storage_path:
     description: Where the free space is measured. The nearest parent that exists stands in for it.
@@ -72,10 +89,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
----
 ansible_facts:
   description: The facts. What is not known is null, never 0.
-  returned: always
+  returned: success
   type: dict
   contains:
     gpu:
@@ -84,7 +100,7 @@ ansible_facts:
       type: dict
       contains:
         schema_version:
-          description: Version of this structure.
+          description: Version of this structure. It goes up when a field goes away or changes its meaning.
           type: int
           returned: always
           sample: 1
@@ -92,13 +108,12 @@ ansible_facts:
           description:
             - What accelerates the node, C(cuda), C(rocm), C(vulkan) or C(cpu).
             - A usable NVIDIA GPU or MIG instance makes C(cuda), else a usable AMD GPU with a gfx target and kfd
-              C(rocm), else a usable AMD or Intel GPU with a render node C(vulkan).
+              C(rocm), else any usable GPU C(vulkan).
           type: str
           returned: always
           sample: cuda
         vendor:
-          description: Vendor of the tier's GPUs; on C(cpu) of the first GPU that is not integrated, C(nvidia),
-            C(amd), C(intel) or null.
+          description: Vendor of the tier's GPUs; on C(cpu) of the first GPU that is not integrated.
           type: str
           returned: always
         vendors:
@@ -111,7 +126,7 @@ ansible_facts:
           type: int
           returned: always
         usable_count:
-          description: Usable GPUs and MIG instances.
+          description: 'What services can be put on: usable GPUs, MIG instances, partitions of usable AMD cards.'
           type: int
           returned: always
         driver:
@@ -120,7 +135,7 @@ ansible_facts:
           returned: always
           contains:
             version:
-              description: Version of the driver in use.
+              description: Version of the driver in use, NVIDIA's where there is one.
               type: str
               returned: always
               sample: 570.124.06
@@ -133,7 +148,7 @@ ansible_facts:
               type: str
               returned: always
             module_flavour:
-              description: C(open) or C(proprietary) NVIDIA kernel module.
+              description: 'C(open) or C(proprietary) NVIDIA kernel module.'
               type: str
               returned: always
             cuda_version:
@@ -141,16 +156,26 @@ ansible_facts:
               type: str
               returned: always
               sample: '12.8'
+            mismatch:
+              description: The loaded NVIDIA kernel module and the library differ; no GPU can be used until a reboot.
+              type: bool
+              returned: always
+            amdgpu_version:
+              description: Version of the amdgpu driver, null where it is the kernel's own.
+              type: str
+              returned: always
             rocm_version:
               description: Installed ROCm.
               type: str
               returned: always
               sample: 6.4.1
             reboot_required:
-              description:
-                - The loaded NVIDIA kernel module and the library differ, nouveau is bound although NVIDIA's driver
-                  is installed, or the distribution asks for a reboot because of an NVIDIA package.
+              description: A reboot is needed before the GPUs can be used.
               type: bool
+              returned: always
+            reboot_reason:
+              description: Why.
+              type: str
               returned: always
         devices:
           description: Every GPU, sorted by vendor and PCI address.
@@ -166,13 +191,15 @@ ansible_facts:
               description: UUID that the vendor's runtime knows the GPU by.
               type: str
               returned: always
+              sample: GPU-5c4f1f0e-6a52-9a5e-2c0b-6e1c6d4b7a90
             pci_bus_id:
               description: PCI address as sysfs writes it.
               type: str
               returned: always
               sample: '0000:01:00.0'
             vendor:
-              description: C(nvidia), C(amd) or C(intel).
+              description: 'C(nvidia), C(amd) or C(intel); C(qualcomm), C(arm), C(broadcom), C(imagination), C(apple)
+                or C(other) where only Vulkan tells of it.'
               type: str
               returned: always
             name:
@@ -180,16 +207,78 @@ ansible_facts:
               type: str
               returned: always
             architecture:
-              description: Compute capability (NVIDIA) or gfx target (AMD).
+              description: Compute capability (NVIDIA), gfx target (AMD) or Xe architecture (Intel); from the PCI id
+                where no driver tells it.
               type: str
               returned: always
               sample: '9.0'
+            generation:
+              description: Generation of the chip.
+              type: str
+              returned: always
+              sample: hopper
+            pci:
+              description: Ids in hexadecimal, null where the GPU is not on PCI.
+              type: dict
+              returned: always
+              contains:
+                vendor_id:
+                  description: Vendor.
+                  type: str
+                  returned: always
+                  sample: 10de
+                device_id:
+                  description: Device.
+                  type: str
+                  returned: always
+                  sample: '2330'
+                subsystem_vendor_id:
+                  description: Vendor of the board.
+                  type: str
+                  returned: always
+                  sample: 10de
+                subsystem_device_id:
+                  description: Board.
+                  type: str
+                  returned: always
+                  sample: 16c1
+                class:
+                  description: Class, subclass and programming interface.
+                  type: str
+                  returned: always
+                  sample: '030200'
+                revision:
+                  description: Revision.
+                  type: str
+                  returned: always
+                  sample: a1
+            compute_units:
+              description: Streaming multiprocessors (NVIDIA) or compute units (AMD).
+              type: int
+              returned: always
             memory_total_bytes:
-              description: Memory in bytes; the host's with unified memory.
+              description: Memory in bytes. With unified memory that of the host, or what of it the GPU may use.
               type: int
               returned: always
             memory_used_bytes:
-              description: Used memory in bytes; that of its processes with unified memory.
+              description: Used memory in bytes; that of its processes where NVIDIA has unified memory.
+              type: int
+              returned: always
+            memory_reserved_bytes:
+              description: Memory in bytes that the driver keeps for itself, part of neither used nor free memory.
+              type: int
+              returned: always
+            carve_out_bytes:
+              description: Host memory in bytes that the firmware set apart for an integrated AMD GPU.
+              type: int
+              returned: always
+            gtt_bytes:
+              description: Host memory in bytes that an AMD GPU can map beside its own.
+              type: int
+              returned: always
+            memory_bar_bytes:
+              description: Memory in bytes that the processor can address at once (BAR1). 256 MiB means that resizable
+                BAR is off.
               type: int
               returned: always
             unified_memory:
@@ -204,28 +293,129 @@ ansible_facts:
               description: NUMA node.
               type: int
               returned: always
+            cpu_affinity:
+              description: Processors that are near, as the kernel lists them.
+              type: str
+              returned: always
+              sample: 0-55,112-167
             driver_bound:
-              description: Kernel driver bound to the PCI device.
+              description: Kernel driver bound to the device.
               type: str
               returned: always
               sample: nvidia
+            device_node:
+              description: Path of the device node.
+              type: str
+              returned: always
+              sample: /dev/nvidia0
             render_node:
               description: Path of the DRM render node.
               type: str
               returned: always
               sample: /dev/dri/renderD128
+            power_state:
+              description: The kernel's runtime power state, such as C(active) or C(suspended).
+              type: str
+              returned: always
+            health:
+              description: 'C(ok), C(lost), C(reset_required) or C(error), as the driver tells it.'
+              type: str
+              returned: always
+            virtualization:
+              description: 'C(none), C(passthrough) (a whole GPU in a virtual machine), C(vgpu_guest), C(vgpu_host) or
+                C(sriov_vf).'
+              type: str
+              returned: always
+            persistence_mode:
+              description: The driver stays loaded for the GPU while nobody uses it.
+              type: bool
+              returned: always
+            compute_mode:
+              description: 'C(default), C(exclusive_process), C(exclusive_thread) or C(prohibited).'
+              type: str
+              returned: always
+            ecc:
+              description: Error correction.
+              type: dict
+              returned: always
+              contains:
+                mode:
+                  description: ECC is on.
+                  type: bool
+                  returned: always
+                pending_mode:
+                  description: ECC will be on after the next reboot.
+                  type: bool
+                  returned: always
+                uncorrected:
+                  description: Errors that could not be corrected since the driver was loaded.
+                  type: int
+                  returned: always
+                remap_pending:
+                  description: Rows (or pages) wait for a reset to be taken out of use.
+                  type: bool
+                  returned: always
+                remap_failure:
+                  description: A row could not be taken out of use; the GPU should be replaced.
+                  type: bool
+                  returned: always
+            power:
+              description: Power limits in watts.
+              type: dict
+              returned: always
+              contains:
+                limit_watts:
+                  description: Limit in force.
+                  type: float
+                  returned: always
+                default_limit_watts:
+                  description: Limit after a reboot.
+                  type: float
+                  returned: always
+                min_limit_watts:
+                  description: Lowest limit that can be set.
+                  type: float
+                  returned: always
+                max_limit_watts:
+                  description: Highest limit that can be set.
+                  type: float
+                  returned: always
+            pcie:
+              description: PCIe link, where it is the slot's and not one inside the card.
+              type: dict
+              returned: always
+              contains:
+                generation_max:
+                  description: Highest generation that GPU and slot share.
+                  type: int
+                  returned: always
+                generation_current:
+                  description: Generation now; idle GPUs lower it.
+                  type: int
+                  returned: always
+                width_max:
+                  description: Lanes at most.
+                  type: int
+                  returned: always
+                width_current:
+                  description: Lanes now.
+                  type: int
+                  returned: always
             mig:
               description: Multi-Instance GPU (NVIDIA).
               type: dict
               returned: always
               contains:
                 mode:
-                  description: Whether MIG is enabled.
+                  description: MIG is enabled.
+                  type: bool
+                  returned: always
+                pending_mode:
+                  description: MIG will be enabled after the next reset.
                   type: bool
                   returned: always
                 instances:
-                  description: Its instances. Compute instances with the same C(gpu_instance_id) share one memory
-                    and each print all of it.
+                  description: Its instances.
                   type: list
                   elements: dict
                   returned: always
@@ -252,24 +442,134 @@ ansible_facts:
                       type: int
                       returned: always
                     memory_total_bytes:
-                      description: Memory of the GPU instance in bytes.
+                      description: Memory of the GPU instance, in bytes.
+                      type: int
+                      returned: always
+                    memory_shared:
+                      description: Another compute instance uses the same memory, so it counts once for all with this
+                        C(gpu_instance_id).
+                      type: bool
+                      returned: always
+                    multiprocessors:
+                      description: Streaming multiprocessors of the compute instance.
                       type: int
                       returned: always
             partition:
-              description: 'Partitioning (AMD), null where there is none: C(compute) and C(memory) mode, C(count)
-                of partitions.'
+              description: Partitions (AMD), null where the card is one device.
               type: dict
               returned: always
-              sample:
-                compute: CPX
-                memory: NPS4
-                count: 8
+              contains:
+                compute:
+                  description: Compute mode.
+                  type: str
+                  returned: always
+                  sample: CPX
+                memory:
+                  description: Memory mode.
+                  type: str
+                  returned: always
+                  sample: NPS4
+                count:
+                  description: Partitions there are.
+                  type: int
+                  returned: always
+                instances:
+                  description: The partitions.
+                  type: list
+                  elements: dict
+                  returned: always
+                  contains:
+                    kfd_node:
+                      description: Number of the compute node.
+                      type: int
+                      returned: always
+                    architecture:
+                      description: Its gfx target.
+                      type: str
+                      returned: always
+                      sample: gfx942
+                    render_node:
+                      description: Path of its DRM render node.
+                      type: str
+                      returned: always
+                    memory_total_bytes:
+                      description: Memory in bytes.
+                      type: int
+                      returned: always
             links:
-              description: 'Direct links to other PCI devices: C(type) (C(nvlink) or C(xgmi)), C(peer_bus_id)
-                (a GPU or a switch), C(count).'
+              description: Direct links.
               type: list
               elements: dict
               returned: always
+              contains:
+                type:
+                  description: 'C(nvlink), C(xgmi) or C(c2c).'
+                  type: str
+                  returned: always
+                peer_bus_id:
+                  description: PCI address of the other end.
+                  type: str
+                  returned: always
+                peer_type:
+                  description: 'C(gpu), C(switch) or C(cpu).'
+                  type: str
+                  returned: always
+                count:
+                  description: Links to it.
+                  type: int
+                  returned: always
+                weight:
+                  description: The kernel's weight of an xGMI link; about 15 a hop.
+                  type: int
+                  returned: always
+            fabric:
+              description: Membership in an NVLink fabric, null where there is none.
+              type: dict
+              returned: always
+              contains:
+                state:
+                  description: 'C(not_supported), C(not_started), C(in_progress) or C(completed).'
+                  type: str
+                  returned: always
+                status:
+                  description: Result of joining it.
+                  type: str
+                  returned: always
+                cluster_uuid:
+                  description: UUID of the cluster.
+                  type: str
+                  returned: always
+                clique_id:
+                  description: Number of the clique that can reach each other.
+                  type: int
+                  returned: always
+                healthy:
+                  description: Nothing is degraded.
+                  type: bool
+                  returned: always
+            hive_id:
+              description: xGMI hive; GPUs of one hive are linked with each other.
+              type: str
+              returned: always
+            vulkan:
+              description: What Vulkan says of it, null where it was not asked or does not know it.
+              type: dict
+              returned: always
+              contains:
+                name:
+                  description: Name.
+                  type: str
+                  returned: always
+                driver:
+                  description: Driver.
+                  type: str
+                  returned: always
+                  sample: radv
+                api_version:
+                  description: Version of Vulkan.
+                  type: str
+                  returned: always
+                  sample: 1.3.255
             usable:
               description: A service can be put on it.
               type: bool
@@ -279,6 +579,89 @@ ansible_facts:
               type: str
               returned: always
               sample: bound to vfio-pci
+        topology:
+          description: How the GPUs reach each other.
+          type: dict
+          returned: always
+          contains:
+            matrix:
+              description:
+                - A row for each device, in the order of C(devices), with the class of its way to each.
+                - 'C(SELF), C(NVLINK), C(XGMI), C(PIX) (one PCIe bridge), C(PXB) (several), C(PHB) (a host bridge),
+                  C(NODE) (several of one NUMA node), C(SYS) (between NUMA nodes), C(UNKNOWN).'
+              type: list
+              elements: list
+              returned: always
+            link_domains:
+              description: GPUs that belong together for tensor parallelism. Every usable whole GPU is in one of them.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                type:
+                  description: 'C(nvlink), C(xgmi) or C(pcie).'
+                  type: str
+                  returned: always
+                numa_node:
+                  description: NUMA node, null where there are several.
+                  type: int
+                  returned: always
+                devices:
+                  description: Positions in C(devices).
+                  type: list
+                  elements: int
+                  returned: always
+        nvswitch_count:
+          description: NVSwitches on the PCI bus.
+          type: int
+          returned: always
+        vulkan:
+          description: What vulkaninfo lists without software devices and doubles, null where it was not asked.
+          type: dict
+          returned: always
+          contains:
+            version:
+              description: Version of the Vulkan instance.
+              type: str
+              returned: always
+            devices:
+              description: The devices.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                name:
+                  description: Name.
+                  type: str
+                  returned: always
+                type:
+                  description: 'C(discrete), C(integrated), C(virtual) or C(other).'
+                  type: str
+                  returned: always
+                vendor_id:
+                  description: PCI or Khronos vendor id in hexadecimal.
+                  type: str
+                  returned: always
+                device_id:
+                  description: Device id in hexadecimal.
+                  type: str
+                  returned: always
+                driver:
+                  description: Driver.
+                  type: str
+                  returned: always
+                api_version:
+                  description: Version of Vulkan.
+                  type: str
+                  returned: always
+                uuid:
+                  description: UUID.
+                  type: str
+                  returned: always
+                pci_bus_id:
+                  description: PCI address.
+                  type: str
+                  returned: always
         cpu:
           description: The processor.
           type: dict
@@ -297,19 +680,60 @@ ansible_facts:
               description: Threads that may be used.
               type: int
               returned: always
+            threads:
+              description: Threads there are.
+              type: int
+              returned: always
+            physical_cores:
+              description: Cores, without their second threads.
+              type: int
+              returned: always
+            sockets:
+              description: Processors.
+              type: int
+              returned: always
             flags:
               description: Instruction sets that engines have code for (AVX, AMX, NEON, SVE …), lower-case, sorted.
               type: list
               elements: str
               returned: always
         memory_total_bytes:
-          description: The host's memory in bytes.
+          description: 'The host''s memory in bytes, without NUMA nodes that have no processor: those are a GPU''s
+            memory.'
           type: int
           returned: always
         memory_available_bytes:
           description: Memory in bytes that can be had without swapping.
           type: int
           returned: always
+        numa:
+          description: NUMA nodes.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            node:
+              description: Number.
+              type: int
+              returned: always
+            cpus:
+              description: Its processors, null where it has none.
+              type: str
+              returned: always
+              sample: 0-55,112-167
+            memory_total_bytes:
+              description: Memory in bytes.
+              type: int
+              returned: always
+            memory_free_bytes:
+              description: Free memory in bytes.
+              type: int
+              returned: always
+            distances:
+              description: Distance to each node; 10 is the node itself.
+              type: list
+              elements: int
+              returned: always
         os:
           description: The operating system.
           type: dict
@@ -331,7 +755,7 @@ ansible_facts:
               returned: always
               sample: trixie
             family:
-              description: C(debian), C(redhat) or C(other).
+              description: 'C(debian), C(redhat) or C(other).'
               type: str
               returned: always
             kernel:
@@ -346,6 +770,14 @@ ansible_facts:
             hostname:
               description: Host name.
               type: str
+              returned: always
+            container:
+              description: Container that the node is, such as C(docker), C(podman) or C(lxc); null for a machine.
+              type: str
+              returned: always
+            wsl:
+              description: The node is Windows Subsystem for Linux.
+              type: bool
               returned: always
         cgroup:
           description: Where limits can be set.
@@ -362,10 +794,7 @@ ansible_facts:
               type: list
               elements: str
               returned: always
-              sample:
-                - cpu
-                - memory
-                - pids
+              sample: [cpu, memory, pids]
         network:
           description: The network.
           type: dict
@@ -377,15 +806,23 @@ ansible_facts:
               elements: str
               returned: always
         listening:
-          description: 'Listening TCP sockets: C(address), C(port), C(process) (its name, null where it cannot
-            be seen).'
+          description: Listening TCP sockets.
           type: list
           elements: dict
           returned: always
-          sample:
-            - address: 0.0.0.0
-              port: 22
-              process: sshd
+          contains:
+            address:
+              description: Address.
+              type: str
+              returned: always
+            port:
+              description: Port.
+              type: int
+              returned: always
+            process:
+              description: Name of the process, null where it cannot be seen.
+              type: str
+              returned: always
         groups:
           description: Numbers of the groups that own GPU devices.
           type: dict
@@ -416,6 +853,20 @@ ansible_facts:
               description: Bytes in all.
               type: int
               returned: always
+            filesystem:
+              description: Kind of file system.
+              type: str
+              returned: always
+              sample: ext4
+            mount_point:
+              description: Where it is mounted.
+              type: str
+              returned: always
+              sample: /var
+            rotational:
+              description: It is on a disk that turns.
+              type: bool
+              returned: always
         runtime:
           description: Container engines.
           type: dict
@@ -439,7 +890,7 @@ ansible_facts:
                   type: bool
                   returned: always
                 daemon_config:
-                  description: Content of /etc/docker/daemon.json, null without a valid one.
+                  description: Content of /etc/docker/daemon.json without passwords, null without a valid one.
                   type: dict
                   returned: always
                 package:
@@ -453,13 +904,27 @@ ansible_facts:
                   elements: str
                   returned: always
             podman:
-              description: 'podman, null where it is not installed: its C(version).'
+              description: podman, null where it is not installed.
               type: dict
               returned: always
+              contains:
+                version:
+                  description: Version.
+                  type: str
+                  returned: always
             toolkit:
-              description: 'NVIDIA''s container toolkit, null where it is not installed: its C(version).'
+              description: NVIDIA's container toolkit, null where it is not installed.
               type: dict
               returned: always
+              contains:
+                version:
+                  description: Version.
+                  type: str
+                  returned: always
+                runtime_configured:
+                  description: Docker's daemon.json has the runtime C(nvidia).
+                  type: bool
+                  returned: always
             cdi:
               description: Container Device Interface.
               type: dict
@@ -475,35 +940,77 @@ ansible_facts:
                   type: list
                   elements: str
                   returned: always
-                  sample:
-                    - nvidia.com/gpu=0
+                  sample: [nvidia.com/gpu=0]
+                nvidia_driver_version:
+                  description: Version of the driver files that NVIDIA's specification names.
+                  type: str
+                  returned: always
+                stale:
+                  description: That version is not the loaded one; the specification has to be made anew.
+                  type: bool
+                  returned: always
         services:
-          description: 'What this fleet runs on the node: C(name), C(backend), C(model), C(port), C(address).'
+          description: What this fleet runs on the node already.
           type: list
           elements: dict
           returned: always
+          contains:
+            name:
+              description: Name.
+              type: str
+              returned: always
+            backend:
+              description: Backend.
+              type: str
+              returned: always
+            model:
+              description: Public name of the model.
+              type: str
+              returned: always
+            port:
+              description: Port.
+              type: int
+              returned: always
+            address:
+              description: Address.
+              type: str
+              returned: always
         errors:
-          description: 'What could not be found out: C(source) and C(message).'
+          description: What could not be found out.
           type: list
           elements: dict
           returned: always
+          contains:
+            source:
+              description: Source that was asked.
+              type: str
+              returned: always
+            message:
+              description: What went wrong.
+              type: str
+              returned: always
         probes:
           description:
-            - The C(status) of each source (C(ok), C(absent), C(timeout), C(error)), its C(message) and C(ms),
-              its milliseconds.
-            - Sources are C(sysfs), C(nvml), C(nvidia_smi), C(kfd), C(amdgpu), C(intel), C(systemd), C(docker),
-              C(podman), C(nvidia_ctk).
+            - 'How each source answered: C(status) (C(ok), C(absent), C(timeout), C(error)), C(message) and C(ms), its
+              milliseconds.'
+            - Sources are C(sysfs), C(drm), C(nvml), C(nvidia_smi), C(kfd), C(amdgpu), C(amd_smi), C(rocm_smi),
+              C(intel), C(vulkaninfo), C(systemd), C(docker), C(podman), C(nvidia_ctk).
           type: dict
           returned: always
-          sample:
-            nvml:
-              status: ok
-              message: null
-              ms: 41
+          sample: {nvml: {status: ok, message: null, ms: 41}}
+summary:
+  description: The facts as lines for a person to read.
+  returned: success
+  type: list
+  elements: str
 """
 
+import base64
+import os
+import zlib
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.collect import collect, lacks_pynvml
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.collect import collect
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
 
 
@@ -512,27 +1019,35 @@ def main() -> None:
         argument_spec={
             "root": {"type": "path", "default": "/"},
             "timeout": {"type": "int", "default": 10},
+            "wake": {"type": "bool", "default": False},
+            "integrated": {"type": "bool", "default": False},
             "nvidia_smi_xml": {"type": "path"},
             "amd_smi_json": {"type": "path"},
+            "vulkaninfo": {"type": "path"},
             "storage_path": {"type": "path", "default": "/var/lib/inference-fleet"},
             "state_path": {"type": "path", "default": "/etc/inference-fleet"},
-            # Between the action plugin and the module: nvidia-ml-py's path on the node, and whether it can be brought.
-            "_pynvml": {"type": "path"},
-            "_pynvml_offered": {"type": "bool", "default": False},
+            # From the action plugin: nvidia-ml-py's source. It is no secret, but nothing that a node's log should hold.
+            "_pynvml": {"type": "str", "no_log": True},
         },
         supports_check_mode=True,
     )
     options = module.params
     if options["timeout"] < 1:
         module.fail_json(msg=f"timeout is {options['timeout']}, it must be at least 1 second.")
-    host = Host(options["root"], options["timeout"])
-    if options["_pynvml_offered"] and not options["nvidia_smi_xml"] and lacks_pynvml(host):
-        module.exit_json(changed=False, pynvml_wanted=True)
+    if not os.path.isdir(options["root"]):
+        module.fail_json(msg=f"root is {options['root']}, which is no directory; name a recorded machine's.")
+    for name in ("nvidia_smi_xml", "amd_smi_json", "vulkaninfo"):
+        path = options[name]
+        if path is not None and not os.path.isfile(path):
+            module.fail_json(msg=f"{name} is {path}, which is no file; give the tool's recorded output.")
+    host = Host(options["root"], options["timeout"], wake=options["wake"], integrated=options["integrated"])
+    carried = options["_pynvml"]
     facts = collect(
         host,
         nvidia_smi_xml=options["nvidia_smi_xml"],
         amd_smi_json=options["amd_smi_json"],
-        pynvml=options["_pynvml"],
+        vulkaninfo=options["vulkaninfo"],
+        pynvml=zlib.decompress(base64.b64decode(carried)).decode() if carried else None,
         storage_path=options["storage_path"],
         state_path=options["state_path"],
     )

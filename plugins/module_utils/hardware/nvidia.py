@@ -1,153 +1,212 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA: NVML through nvidia-ml-py, `nvidia-smi -q -x` where NVML cannot be asked, and what the kernel module says."""
+"""NVIDIA: NVML through nvidia-ml-py, nvidia-smi where NVML cannot be asked, and what the kernel module says."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
-import sys
-from typing import Any, Dict, Iterable, List, Optional
-from xml.etree import ElementTree
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import chips
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import (
     Device,
     bus_id,
     merge,
     new_device,
 )
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host, Outcome, forked
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.nvidia_answer import Answer, Record
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Command, Host, Outcome
 
-# What NVML, nvidia-smi of any age and its XML print for a value that they do not have (brackets are taken off first).
-NULLS = frozenset(
-    (
-        "",
-        "n/a",
-        "none",
-        "unknown",
-        "unknown error",
-        "not supported",
-        "not available",
-        "err!",
-        "gpu is lost",
-        "gpu requires reset",
-        "gpu requires restart",
-        "insufficient permissions",
-        "function not found",
-        "requested functionality has been deprecated",
-    )
-)
+DRIVER = "proc/driver/nvidia"
+ASLEEP = "it is asleep; gather the facts with wake: true to wake it"
+WOULD_WAKE = "not asked, it would wake the GPUs that are asleep"
 FAULTS = {
-    "gpu is lost": "the GPU is lost and comes back with a reboot",
-    "gpu requires reset": "the GPU requires a reset",
-    "gpu requires restart": "the GPU requires a reset",
+    "lost": "the GPU is lost and comes back with a reboot",
+    "reset_required": "the GPU requires a reset",
+    "error": "the GPU does not answer",
 }
-# Chips whose GPU has no memory of its own; NVML then reports the memory's size as not supported.
+RECOVERY = {
+    "reset": ("reset_required", "the GPU requires a reset"),
+    "drain and reset": ("reset_required", "the driver wants the GPU drained and reset"),
+    "reboot": ("error", "the driver wants the node rebooted to recover the GPU"),
+}
+# GPUs that have no memory of their own; NVML then reports the memory's size as not supported.
 UNIFIED_NAMES = ("(nvgpu)", "gb10", "thor", "tegra", "orin")
+LIBRARY = "libnvidia-ml.so.1"
+WSL_DEVICE = "dev/dxg"
+WSL_FOLDERS = ("usr/lib/wsl/lib", "usr/lib/wsl/drivers")
 LIBRARY_FOLDERS = (
     "usr/lib/x86_64-linux-gnu",
     "usr/lib/aarch64-linux-gnu",
     "usr/lib64",
     "usr/lib",
-    "usr/lib/wsl/lib",
+    "usr/lib/aarch64-linux-gnu/nvidia",
+    "run/opengl-driver/lib",
 )
-UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-# More links than any GPU has; NVML refuses the first number that does not exist.
-NVLINK_LIMIT = 36
-ADDRESSING_ATS = 2
+# What NVML knows better than the tables by PCI id and than an idle link.
+BETTER = ("name", "architecture", "generation", "compute_units", "virtualization")
+MAX_LINKS = 8
+# The share of the time after which NVML's child gives up GPUs that do not answer, and tells of the others.
+ANSWER_SHARE = 0.9
 
-_SIZE = re.compile(r"^([0-9]{1,15})(?:\.[0-9]+)?\s*(B|KiB|MiB|GiB|TiB)$")
 _MODULE_VERSION = re.compile(r"Kernel Module(?: for \S+)?\s+([0-9]+(?:\.[0-9]+)+)")
 _LIBRARY_FILE = re.compile(r"^libnvidia-ml\.so\.([0-9]+(?:\.[0-9]+)+)$")
-_LIBRARY_TEXT = re.compile(r"NVML library version: ([0-9.]+)")
+# Product names in the place of a PCI id: compute capability (None where the name alone does not decide) and generation.
+_NAMES: Tuple[Tuple[str, Optional[str], str], ...] = (
+    (r"\bG?B300\b", "10.3", "blackwell"),
+    (r"\bG?B[12]00\b", "10.0", "blackwell"),
+    (r"\bGB10\b", "12.1", "blackwell"),
+    (r"\bThor\b", "11.0", "blackwell"),
+    (r"\bRTX (?:50[5-9]0|PRO [0-9]{4})\b|\bBlackwell\b", "12.0", "blackwell"),
+    (r"\bG?H(?:100|200|800|20)\b", "9.0", "hopper"),
+    (r"\bRTX 40[5-9]0\b|\bL(?:2|4|20|40S?|40G)\b|\bAda\b", "8.9", "ada"),
+    (r"\bOrin\b", "8.7", "ampere"),
+    (r"\bA(?:100|800|30)\b", "8.0", "ampere"),
+    (r"\bRTX 30[5-9]0\b|\bA(?:2|10|10G|10M|16|40)\b|\bRTX A[0-9]{3,4}\b", "8.6", "ampere"),
+    (r"\bRTX 20[5-9]0\b|\bGTX 16[0-9]0\b|\bT(?:4|4G|400|600|1000)\b|\bRTX [3-8]000\b", "7.5", "turing"),
+    (r"\bXavier\b", "7.2", "volta"),
+    (r"\bV100S?\b|\bTITAN V\b", "7.0", "volta"),
+    (r"\b(?:P100|GP100)\b", "6.0", "pascal"),
+    (r"\bG(?:TX?) 10[0-9]0\b|\bP(?:4|6|40|[1-6][0-9]{3})\b|\bTITAN Xp?\b", "6.1", "pascal"),
+    (r"\bGTX (?:9[0-9]0|TITAN X)\b|\bM(?:4|6|40|60)\b", "5.2", "maxwell"),
+    (r"\bK80\b", "3.7", "kepler"),
+)
+# Of these generations every chip has the same compute capability.
+_CAPABILITIES = {"volta": "7.0", "turing": "7.5", "ada": "8.9", "hopper": "9.0"}
 
-Raw = Dict[str, Any]
+
+class Pending(NamedTuple):
+    """What was started for NVIDIA: the probes that run, and what was read of the driver."""
+
+    loaded: Optional[str]
+    flavour: Optional[str]
+    library: Optional[str]
+    document: Optional[str]
+    query: Optional[Child]
+    smi: Optional[Tuple[Command, Command]]
+    asleep: List[str]
+    information: Optional[Child]
 
 
-class Answer:
-    """What one source said of all GPUs: raw records, the versions it knows, and the sentence that explains a gap."""
+def start(host: Host, devices: List[Device], xml_path: Optional[str], pynvml_source: Optional[str]) -> Pending:
+    """Start NVML's child, or nvidia-smi where NVML cannot be asked at all.
 
-    def __init__(self) -> None:
-        self.records: List[Raw] = []
-        self.driver_version: Optional[str] = None
-        self.library_version: Optional[str] = None
-        self.cuda_version: Optional[str] = None
-        self.problem: Optional[str] = None
+    `xml_path` is a recorded output of nvidia-smi to read in the place of both, `pynvml_source` the source text of
+    nvidia-ml-py, None to use the node's own. GPUs that sleep are left alone unless `host.wake` is set.
+    """
+    loaded, flavour = _kernel_module(host)
+    library = _library_version(host)
+    own = [device for device in devices if device["vendor"] == "nvidia" and device["driver_bound"] == "nvidia"]
+    sleeping = [device for device in own if device["power_state"] == "suspended" and not host.wake]
+    asleep = [device["pci_bus_id"] for device in sleeping]
+    query, smi = None, None
+    if xml_path is not None:
+        host.report.probe("nvml", "absent", "a recorded output of nvidia-smi is read")
+    elif not _present(host, devices, library):
+        _not_asked(host, "no NVIDIA device")
+    elif own and len(asleep) == len(own):
+        _not_asked(host, "every NVIDIA GPU is asleep")
+    elif not host.live:
+        _not_asked(host, "a recorded tree has no libraries and programs")
+    elif pynvml_source is None and importlib.util.find_spec("pynvml") is None:
+        host.report.probe("nvml", "absent", "nvidia-ml-py is not on the node")
+        if asleep:
+            host.report.probe("nvidia_smi", "absent", WOULD_WAKE)
+        else:
+            smi = _start_smi(host)
+    else:
+        known = [device["pci_bus_id"] for device in own if device["pci_bus_id"] not in asleep]
+        awake = known if asleep else None
+        libraries = _wsl_libraries(host)
+        seconds = host.remaining() * ANSWER_SHARE
+        query = host.child(lambda: _query(pynvml_source, known, awake, libraries, seconds), "NVML")
+    information = None
+    addresses = [name for name in host.names(DRIVER, "gpus") if bus_id(name) not in asleep]
+    if addresses and host.live:
+        # The driver takes its locks and wakes the GPU for this file (nv_procfs_read_gpu_info of its open modules).
+        information = host.child(lambda: _information(host, addresses), "the NVIDIA driver")
+    return Pending(loaded, flavour, library, xml_path, query, smi, asleep, information)
 
 
-def collect(
-    host: Host,
-    devices: List[Device],
-    memory_total_bytes: Optional[int],
-    xml_path: Optional[str] = None,
-    pynvml: Optional[str] = None,
-) -> Dict[str, Any]:
+def finish(pending: Pending, host: Host, devices: List[Device], memory_total_bytes: Optional[int]) -> Dict[str, Any]:
     """Add what NVIDIA's sources know to `devices` and return the driver's facts.
 
-    `memory_total_bytes` is the host's memory, `xml_path` a recorded `nvidia-smi -q -x` to read in the place of both
-    sources, `pynvml` the path of nvidia-ml-py's module on the node.
+    `memory_total_bytes` is the host's memory, which unified memory is a part of.
     """
-    kernel_module = _kernel_module(host)
-    library = _library_version(host)
-    answer = Answer()
-    if xml_path is not None:
-        host.report.probe("nvml", "absent", "a recorded nvidia-smi document is read")
-        answer = _read_document(host, xml_path)
-    elif _present(host, devices):
-        answer = _ask(host, pynvml)
-    else:
-        for source in ("nvml", "nvidia_smi"):
-            host.report.probe(source, "absent", "no NVIDIA device")
-    merge(devices, [_device(raw, memory_total_bytes) for raw in answer.records])
-    _explain_unlisted(devices, answer)
-    version = answer.library_version or library
-    loaded = kernel_module["version"]
-    nouveau = any(device["driver_bound"] == "nouveau" for device in devices)
+    answer = _collect(pending, host)
+    listed = {record.get("pci_bus_id") for record in answer.records}
+    _integrate(devices, [judge(record, memory_total_bytes) for record in answer.records])
+    _add_lost(devices, answer, listed)
+    _add_information(pending, host, devices)
+    _complete(devices)
+    _explain(devices, pending, answer)
+    library = pending.library or answer.library_version
+    if pending.library and answer.library_version and _differ(pending.library, answer.library_version):
+        # The file that the loader takes is not always the one in the usual folder.
+        library = answer.library_version
+    loaded = pending.loaded
+    mismatch = answer.mismatch or _differ(loaded, library)
     return {
         "version": answer.driver_version or loaded,
-        "library_version": version,
+        "library_version": library,
         "kernel_module_version": loaded,
-        "module_flavour": kernel_module["flavour"],
+        "module_flavour": pending.flavour,
         "cuda_version": answer.cuda_version,
-        "reboot_required": _differ(loaded, version)
-        or (nouveau and library is not None)
-        or "nvidia" in (host.text("run/reboot-required.pkgs") or ""),
+        "mismatch": mismatch,
+        "reboot_reason": _reboot_reason(host, devices, loaded, library, mismatch),
     }
 
 
-def wants_pynvml(host: Host, devices: List[Device]) -> bool:
-    """Say whether NVML could be asked here if only nvidia-ml-py were on the node."""
-    driver = _kernel_module(host)["version"] is not None or _library_version(host) is not None
-    return host.live and driver and _present(host, devices) and importlib.util.find_spec("pynvml") is None
+# the driver
 
 
-def _present(host: Host, devices: List[Device]) -> bool:
+def _present(host: Host, devices: List[Device], library: Optional[str]) -> bool:
     """A GPU on the bus, a loaded module (also without PCI: Tegra, WSL), or the driver's library."""
-    traces = ("proc/driver/nvidia/version", "sys/module/nvgpu", "dev/dxg")
     return (
         any(device["vendor"] == "nvidia" for device in devices)
-        or any(host.exists(trace) for trace in traces)
-        or _library_version(host) is not None
+        or library is not None
+        or host.exists(DRIVER, "version")
+        or host.exists("sys/module/nvgpu")
+        or host.exists(WSL_DEVICE)
     )
 
 
-def _kernel_module(host: Host) -> Dict[str, Optional[str]]:
-    text = host.text("proc/driver/nvidia/version") or ""
+def _kernel_module(host: Host) -> Tuple[Optional[str], Optional[str]]:
+    """Return the loaded module's version and flavour, `open` or `proprietary`."""
+    text = host.text(DRIVER, "version") or ""
     match = _MODULE_VERSION.search(text)
-    version = match.group(1) if match else host.text("sys/module/nvidia/version")
-    flavour = None
     if match:
-        flavour = "open" if "Open Kernel Module" in text else "proprietary"
-    return {"version": version, "flavour": flavour}
+        return match.group(1), "open" if "Open Kernel Module" in text else "proprietary"
+    # P: the module's licence is not one of the kernel's; the open one's is "Dual MIT/GPL".
+    taint = host.text("sys/module/nvidia/taint")
+    flavour = None if taint is None else "proprietary" if "P" in taint else "open"
+    return host.text("sys/module/nvidia/version") or None, flavour
 
 
 def _library_version(host: Host) -> Optional[str]:
+    """Return the version in the name of the file that the library's link leads to."""
     for folder in LIBRARY_FOLDERS:
-        name = os.path.basename(os.path.realpath(host.path(folder, "libnvidia-ml.so.1")))
-        match = _LIBRARY_FILE.match(name)
-        if match:
-            return match.group(1)
+        path = os.path.join(folder, LIBRARY)
+        for _ in range(MAX_LINKS):
+            match = _LIBRARY_FILE.match(os.path.basename(path))
+            if match:
+                return match.group(1)
+            try:
+                target = os.readlink(host.path(path))
+            except OSError:
+                break
+            # An absolute link means a file below the root.
+            path = os.path.normpath(os.path.join("/", os.path.dirname(path), target)).lstrip("/")
     return None
+
+
+def _wsl_libraries(host: Host) -> List[str]:
+    """Return NVML as Windows hands it to WSL; a library of the distribution does not work there."""
+    if not host.exists(WSL_DEVICE):
+        return []
+    folders = [WSL_FOLDERS[0], *(os.path.join(WSL_FOLDERS[1], name) for name in host.names(WSL_FOLDERS[1]))]
+    return [host.path(folder, LIBRARY) for folder in folders if host.exists(folder, LIBRARY)]
 
 
 def _differ(loaded: Optional[str], library: Optional[str]) -> bool:
@@ -159,235 +218,161 @@ def _differ(loaded: Optional[str], library: Optional[str]) -> bool:
     return left[:shared] != right[:shared]
 
 
-def _ask(host: Host, pynvml: Optional[str]) -> Answer:
-    answer = _ask_nvml(host, pynvml)
-    status = host.report.probes["nvml"]["status"]
-    if status == "ok":
-        host.report.probe("nvidia_smi", "absent", "not asked, NVML answered")
-        return answer
-    if status == "timeout":
-        # The same driver would keep nvidia-smi just as long.
-        host.report.probe("nvidia_smi", "absent", "not asked, NVML did not answer")
-        return answer
-    return _ask_nvidia_smi(host, answer.problem)
+def _reboot_reason(
+    host: Host, devices: List[Device], loaded: Optional[str], library: Optional[str], mismatch: bool
+) -> Optional[str]:
+    if mismatch:
+        module = "module" if loaded is None else f"module {loaded}"
+        other = library is None or library == loaded
+        installed = "another version of its library" if other else f"its library {library}"
+        return f"NVIDIA's kernel {module} is loaded and {installed} is installed"
+    nvidia = [device for device in devices if device["vendor"] == "nvidia"]
+    if library is not None and any(device["driver_bound"] == "nouveau" for device in nvidia):
+        return f"nouveau is bound to a GPU and NVIDIA's driver {library} is installed"
+    packages = [name for name in (host.text("run/reboot-required.pkgs") or "").split() if "nvidia" in name]
+    if packages:
+        return f"the distribution asks for it because of {', '.join(sorted(set(packages)))}"
+    for device in nvidia:
+        if device["health"] == "reset_required" or device["unusable_reason"] == RECOVERY["reboot"][1]:
+            return f"GPU {device['pci_bus_id'] or device['index']}: {device['unusable_reason']}"
+    return None
 
 
-def _device(raw: Raw, memory_total_bytes: Optional[int]) -> Device:
-    """Judge one raw record: memory, MIG and health decide what it is good for."""
-    name = raw["name"]
-    named = any(part in (name or "").lower() for part in UNIFIED_NAMES)
-    # ATS alone proves nothing: GB200 uses it and has its own memory, which NVML then reports.
-    unified = raw["memory_unsupported"] and raw["memory_total_bytes"] is None and (raw["ats"] or named)
-    reason = raw["fault"]
-    if reason is None and raw["mig_mode"]:
-        reason = "MIG is enabled, its instances are used in its place"
-        if not raw["mig_instances"]:
-            reason = "MIG is enabled and has no instances"
-    return new_device(
-        "nvidia",
-        raw["pci_bus_id"],
-        index=raw["index"],
-        uuid=raw["uuid"],
-        name=name,
-        architecture=raw["architecture"],
-        memory_total_bytes=memory_total_bytes if unified else raw["memory_total_bytes"],
-        memory_used_bytes=raw["process_bytes"] if unified else raw["memory_used_bytes"],
-        unified_memory=unified,
-        integrated=unified,
-        mig={"mode": raw["mig_mode"], "instances": raw["mig_instances"]},
-        links=raw["links"],
-        usable=reason is None,
-        unusable_reason=reason,
+def _information(host: Host, addresses: Sequence[str]) -> Dict[str, Dict[str, str]]:
+    """Read what the driver tells of each GPU in /proc, by PCI address."""
+    found = {}
+    for address in addresses:
+        lines = (host.text(DRIVER, "gpus", address, "information") or "").splitlines()
+        found[address] = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return found
+
+
+def _add_information(pending: Pending, host: Host, devices: List[Device]) -> None:
+    """Fill in what /proc/driver/nvidia/gpus knows, which is there without NVML as well."""
+    if pending.information is not None:
+        outcome = pending.information.finish()
+        known = outcome.value if outcome.status == "ok" else {}
+    elif host.live:
+        known = {}
+    else:
+        known = _information(host, host.names(DRIVER, "gpus"))
+    for folder, values in known.items():
+        address = bus_id(folder) or bus_id(values.get("Bus Location"))
+        if address is None or not values:
+            continue
+        uuid = values.get("GPU UUID")
+        minor = values.get("Device Minor", "")
+        name = values.get("Model")
+        found = new_device(
+            "nvidia",
+            address,
+            name=None if name in (None, "", "Unknown") else name,
+            # Question marks stand for what the driver has not read yet.
+            uuid=uuid if uuid and "?" not in uuid else None,
+            device_node=f"/dev/nvidia{minor}" if minor.isdigit() else None,
+            driver_bound="nvidia",
+        )
+        merge(devices, [found])
+        if values.get("GPU Excluded") == "Yes":
+            for device in devices:
+                if device["pci_bus_id"] == address:
+                    device.update(usable=False, unusable_reason="the driver is told to leave it out (excluded)")
+
+
+# what is asked
+
+
+def _not_asked(host: Host, message: str) -> None:
+    for source in ("nvml", "nvidia_smi"):
+        host.report.probe(source, "absent", message)
+
+
+def _start_smi(host: Host) -> Tuple[Command, Command]:
+    # The compute capability is in no document.
+    return (
+        host.start("nvidia-smi", "-q", "-x"),
+        host.start("nvidia-smi", "--query-gpu=pci.bus_id,compute_cap", "--format=csv,noheader"),
     )
 
 
-def _explain_unlisted(devices: List[Device], answer: Answer) -> None:
-    listed = {raw["pci_bus_id"] for raw in answer.records}
-    for device in devices:
-        if device["vendor"] != "nvidia" or device["usable"] or device["unusable_reason"]:
-            continue
-        driver = device["driver_bound"]
-        if device["pci_bus_id"] in listed:
-            continue
-        if driver is None:
-            device["unusable_reason"] = "no driver is bound"
-        elif driver != "nvidia":
-            device["unusable_reason"] = f"bound to {driver}"
-        else:
-            cause = answer.problem or "no reason given"
-            device["unusable_reason"] = f"the NVIDIA driver does not list it: {cause}"
+def _query(*arguments: Any) -> Dict[str, Any]:
+    # Only the child pays for what it is made of.
+    from ansible_collections.fleet.inference.plugins.module_utils.hardware import nvml  # noqa: PLC0415
+
+    return nvml.query(*arguments)
 
 
-def _raw(index: Optional[int], pci_bus_id: Optional[str]) -> Raw:
-    return {
-        "index": index,
-        "pci_bus_id": pci_bus_id,
-        "uuid": None,
-        "name": None,
-        "architecture": None,
-        "memory_total_bytes": None,
-        "memory_used_bytes": None,
-        "memory_unsupported": False,
-        "process_bytes": None,
-        "ats": False,
-        "mig_mode": None,
-        "mig_instances": [],
-        "links": [],
-        "fault": None,
-    }
+def _smi() -> Any:
+    """Return the parsers of nvidia-smi's output, which few nodes need."""
+    from ansible_collections.fleet.inference.plugins.module_utils.hardware import nvidia_smi  # noqa: PLC0415
+
+    return nvidia_smi
 
 
-# NVML
-
-
-def _ask_nvml(host: Host, pynvml: Optional[str]) -> Answer:
+def _collect(pending: Pending, host: Host) -> Answer:
+    if pending.document is not None:
+        return _read_document(host, pending.document)
+    if pending.smi is not None:
+        return _finish_smi(host, pending.smi)
     answer = Answer()
-    if not host.live:
-        host.report.probe("nvml", "absent", "a recorded tree has no libraries")
+    if pending.query is None:
+        answer.problem = host.report.probes["nvml"]["message"]
         return answer
-    if pynvml is None and importlib.util.find_spec("pynvml") is None:
-        host.report.probe("nvml", "absent", "nvidia-ml-py is not on the node")
-        return answer
-    outcome = forked(lambda: query_nvml(pynvml), host.timeout, "NVML")
-    if outcome.status == "error" and "LibraryNotFound" in (outcome.message or ""):
-        outcome.status = "absent"
-    host.report.probe("nvml", outcome.status, outcome.message, outcome.ms)
-    answer.problem = outcome.message
-    if outcome.status != "ok":
-        return answer
-    found = outcome.value
-    answer.driver_version = found["driver_version"]
-    answer.library_version = found["library_version"]
-    answer.cuda_version = found["cuda_version"]
-    answer.records = found["records"]
-    if found["failures"]:
-        answer.problem = "; ".join(found["failures"])
-        host.report.error("nvml", answer.problem)
+    cause = _finish_nvml(host, pending.query.finish(), answer)
+    status = host.report.probes["nvml"]["status"]
+    if status == "ok":
+        reason = "not asked, NVML answered"
+    elif status == "timeout":
+        # The same driver would keep nvidia-smi just as long.
+        reason = "not asked, NVML did not answer"
+    elif cause == "mismatch" or (cause == "driver not loaded" and not host.exists(WSL_DEVICE)):
+        reason = "not asked, it would say the same as NVML"
+    elif pending.asleep:
+        reason = WOULD_WAKE
+    else:
+        return _finish_smi(host, _start_smi(host), answer)
+    host.report.probe("nvidia_smi", "absent", reason)
     return answer
 
 
-def query_nvml(pynvml: Optional[str]) -> Dict[str, Any]:
-    """Ask NVML for everything; meant for a child process, since NVML may crash or never return.
-
-    One GPU that cannot be opened costs that GPU only, one value that cannot be read that value only.
-    Raises pynvml's NVMLError when NVML as a whole does not start.
-    """
-    nvml = _load(pynvml)
-    nvml.nvmlInit()
-
-    def ask(function: str, *arguments: Any) -> Any:
-        try:
-            value = getattr(nvml, function)(*arguments)
-        except (nvml.NVMLError, AttributeError, TypeError):
-            return None
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-    library = ask("nvmlSystemGetNVMLVersion")
-    cuda = ask("nvmlSystemGetCudaDriverVersion_v2")
-    records, failures = [], []
-    for index in range(ask("nvmlDeviceGetCount") or 0):
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        except nvml.NVMLError as problem:
-            failures.append(f"GPU {index}: {problem}")
-            continue
-        records.append(_nvml_record(nvml, ask, handle, index))
-    return {
-        "driver_version": value_of(ask("nvmlSystemGetDriverVersion")),
-        # NVML puts its own major version before the driver's: 12.570.124.06
-        "library_version": library.partition(".")[2] if library and library.count(".") >= 2 else None,
-        "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
-        "records": records,
-        "failures": failures,
-    }
+def _finish_nvml(host: Host, outcome: Outcome, answer: Answer) -> Optional[str]:
+    """Put NVML's answer into `answer`; returns what kept NVML from starting (see nvml.CAUSES)."""
+    found = outcome.value if isinstance(outcome.value, dict) else {}
+    answer.library_version = found.get("library_version")
+    status, message = outcome.status, outcome.message
+    cause: Optional[str] = found.get("cause")
+    if "failure" in found:
+        message = found["failure"]
+        # Without a library or a loaded driver there is nothing that could have failed.
+        loaded = host.exists(DRIVER) or host.exists(WSL_DEVICE)
+        absent = cause == "no library" or (cause == "driver not loaded" and not loaded)
+        status = "absent" if absent else "error"
+        answer.mismatch = cause == "mismatch"
+    host.report.probe("nvml", status, message, outcome.ms)
+    answer.problem = message
+    if status != "ok":
+        return cause
+    answer.driver_version = found["driver_version"]
+    answer.cuda_version = found["cuda_version"]
+    answer.records = found["records"]
+    answer.lost = found["lost"]
+    if answer.lost:
+        answer.problem = "; ".join(f"GPU {_called(record)}: {record['reason']}" for record in answer.lost)
+        host.report.error("nvml", answer.problem)
+    else:
+        # For a GPU that is on the bus all the same.
+        answer.problem = "NVML lists others only" if answer.records else "NVML lists no GPU"
+    return None
 
 
-def _load(pynvml: Optional[str]) -> Any:
-    if pynvml is None:
-        return importlib.import_module("pynvml")
-    spec = importlib.util.spec_from_file_location("pynvml", pynvml)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{pynvml} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    # It looks itself up while it is loaded.
-    sys.modules["pynvml"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _nvml_record(nvml: Any, ask: Any, handle: Any, index: int) -> Raw:
-    pci = ask("nvmlDeviceGetPciInfo", handle)
-    raw = _raw(index, bus_id(_string(pci.busId)) if pci else None)
-    raw["uuid"] = value_of(ask("nvmlDeviceGetUUID", handle))
-    raw["name"] = value_of(ask("nvmlDeviceGetName", handle))
-    capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
-    raw["architecture"] = "{}.{}".format(*capability) if capability else None
-    memory = ask("nvmlDeviceGetMemoryInfo", handle, getattr(nvml, "nvmlMemory_v2", None))
-    try:
-        memory = memory or nvml.nvmlDeviceGetMemoryInfo(handle)
-    except nvml.NVMLError as problem:
-        raw["memory_unsupported"] = problem.value == nvml.NVML_ERROR_NOT_SUPPORTED
-        raw["fault"] = FAULTS.get(str(problem).lower())
-    if memory:
-        raw["memory_total_bytes"], raw["memory_used_bytes"] = int(memory.total), int(memory.used)
-    addressing = ask("nvmlDeviceGetAddressingMode", handle)
-    raw["ats"] = getattr(addressing, "value", addressing) == ADDRESSING_ATS
-    processes = ask("nvmlDeviceGetComputeRunningProcesses", handle)
-    if processes is not None:
-        raw["process_bytes"] = sum(process.usedGpuMemory or 0 for process in processes)
-    mode = ask("nvmlDeviceGetMigMode", handle)
-    raw["mig_mode"] = bool(mode[0]) if mode else None
-    if raw["mig_mode"]:
-        raw["mig_instances"] = _nvml_mig(ask, handle)
-    raw["links"] = _nvml_links(ask, handle)
-    return raw
-
-
-def _nvml_mig(ask: Any, handle: Any) -> List[Dict[str, Any]]:
-    instances = []
-    for slot in range(ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-        instance = ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, slot)
-        if instance is None:
-            continue
-        memory = ask("nvmlDeviceGetMemoryInfo", instance)
-        _, _, profile = (ask("nvmlDeviceGetName", instance) or "").partition(" MIG ")
-        instances.append(
-            {
-                "index": slot,
-                "uuid": value_of(ask("nvmlDeviceGetUUID", instance)),
-                "profile": profile or None,
-                "gpu_instance_id": ask("nvmlDeviceGetGpuInstanceId", instance),
-                "compute_instance_id": ask("nvmlDeviceGetComputeInstanceId", instance),
-                "memory_total_bytes": int(memory.total) if memory else None,
-            }
-        )
-    return instances
-
-
-def _nvml_links(ask: Any, handle: Any) -> List[Dict[str, Any]]:
-    peers: Dict[str, int] = {}
-    for link in range(NVLINK_LIMIT):
-        state = ask("nvmlDeviceGetNvLinkState", handle, link)
-        if state is None:
-            break
-        remote = ask("nvmlDeviceGetNvLinkRemotePciInfo", handle, link) if state else None
-        peer = bus_id(_string(remote.busId)) if remote else None
-        if peer is not None:
-            peers[peer] = peers.get(peer, 0) + 1
-    return [{"type": "nvlink", "peer_bus_id": peer, "count": peers[peer]} for peer in sorted(peers)]
-
-
-def _string(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-# nvidia-smi
+def _called(record: Record) -> Any:
+    return record["index"] if record["index"] is not None else record["pci_bus_id"]
 
 
 def _read_document(host: Host, path: str) -> Answer:
     try:
         with open(path, "rb") as stream:
-            answer = parse_document(stream.read().decode("utf-8", "replace"))
+            answer = _smi().parse(stream.read().decode("utf-8", "replace"))
     except OSError as problem:
         answer = Answer()
         answer.problem = f"{path} cannot be read: {problem.strerror}"
@@ -395,118 +380,172 @@ def _read_document(host: Host, path: str) -> Answer:
     return answer
 
 
-def _ask_nvidia_smi(host: Host, earlier: Optional[str]) -> Answer:
-    document = host.start("nvidia-smi", "-q", "-x")
-    # Compute capability is in no XML document.
-    capabilities = host.start("nvidia-smi", "--query-gpu=pci.bus_id,compute_cap", "--format=csv,noheader")
-    outcome = document.finish()
-    answer = parse_document(outcome.stdout) if "<nvidia_smi_log" in outcome.stdout else Answer()
-    text = outcome.stdout + outcome.stderr
-    library = _LIBRARY_TEXT.search(text)
-    if library:
-        answer.library_version = library.group(1)
+def _finish_smi(host: Host, commands: Tuple[Command, Command], earlier: Optional[Answer] = None) -> Answer:
+    outcome = commands[0].finish()
+    answer = _smi().parse(outcome.stdout + ("" if outcome.status == "ok" else "\n" + outcome.stderr))
     if outcome.status == "ok":
         if not answer.records and answer.problem is None:
             answer.problem = "nvidia-smi lists no GPU"
         outcome.status, outcome.message = ("error" if answer.problem else "ok"), answer.problem
     else:
         answer.problem = outcome.message
-        if outcome.status == "absent" and earlier:
-            answer.problem = earlier
+        if outcome.status == "absent" and earlier is not None:
+            answer.problem = earlier.problem
+    if earlier is not None:
+        answer.library_version = earlier.library_version or answer.library_version
     host.report.probe("nvidia_smi", outcome.status, outcome.message, outcome.ms)
-    _add_capabilities(answer.records, capabilities.finish())
+    capabilities = commands[1].finish()
+    if capabilities.status == "ok":
+        _smi().add_capabilities(answer.records, capabilities.stdout)
+    if any(instance["uuid"] is None for record in answer.records for instance in record["mig"]["instances"]):
+        # MIG devices are used by their UUIDs, which only this list has.
+        _smi().add_listing(answer.records, host.start("nvidia-smi", "-L").finish().stdout)
     return answer
 
 
-def _add_capabilities(records: Iterable[Raw], outcome: Outcome) -> None:
-    known = {}
-    for line in outcome.stdout.splitlines() if outcome.status == "ok" else []:
-        address, _, capability = line.partition(",")
-        if re.match(r"^[0-9]+\.[0-9]+$", capability.strip()):
-            known[bus_id(address)] = capability.strip()
-    for raw in records:
-        raw["architecture"] = known.get(raw["pci_bus_id"]) if raw["pci_bus_id"] else None
+# what it means
 
 
-def parse_document(text: str) -> Answer:
-    """Read what `nvidia-smi -q -x` printed, of any driver version, complete or not.
-
-    A document that ends early or is damaged gives the GPUs before the damage and a sentence in `problem`.
-    """
-    answer = Answer()
-    start = text.find("<nvidia_smi_log")
-    if start < 0:
-        first = next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
-        answer.problem = f"nvidia-smi printed no document but: {first[:200]}"
-        return answer
-    parser: Any = ElementTree.XMLPullParser(events=("start", "end"))
-    root: Any = None
-    complete = False
-    try:
-        parser.feed(text[start:].replace("\0", ""))
-        for event, element in parser.read_events():
-            if event == "start":
-                root = element if root is None else root
-            elif element.tag == "gpu":
-                answer.records.append(_document_record(element, len(answer.records)))
-            elif element is root:
-                complete = True
-    # ValueError: characters that no encoding carries, which a corrupted file decodes to.
-    except (ElementTree.ParseError, ValueError) as problem:
-        if not complete:
-            answer.problem = f"nvidia-smi's document is damaged: {problem}"
-    if not complete and answer.problem is None:
-        answer.problem = "nvidia-smi's document ends early"
-    if root is not None:
-        answer.driver_version = value_of(root.findtext("driver_version"))
-        answer.cuda_version = value_of(root.findtext("cuda_version"))
-    return answer
-
-
-def _document_record(gpu: Any, index: int) -> Raw:
-    raw = _raw(index, bus_id(gpu.findtext("pci/pci_bus_id")) or bus_id(gpu.get("id")))
-    raw["uuid"] = value_of(gpu.findtext("uuid"))
-    raw["name"] = value_of(gpu.findtext("product_name"))
-    total = gpu.findtext("fb_memory_usage/total")
-    raw["memory_total_bytes"] = size_of(total)
-    raw["memory_used_bytes"] = size_of(gpu.findtext("fb_memory_usage/used"))
-    raw["memory_unsupported"] = _plain(total) in ("n/a", "not supported")
-    raw["ats"] = (gpu.findtext("addressing_mode") or "").strip() == "ATS"
-    sizes = [size_of(used.text) for used in gpu.findall("processes/process_info/used_memory")]
-    raw["process_bytes"] = sum(size for size in sizes if size is not None) if sizes else None
-    raw["mig_mode"] = {"enabled": True, "disabled": False}.get(_plain(gpu.findtext("mig_mode/current_mig")))
-    if raw["mig_mode"]:
-        raw["mig_instances"] = [_document_mig(instance) for instance in gpu.findall("mig_devices/mig_device")]
-    states = {_plain(element.text) for element in gpu.iter()}
-    raw["fault"] = next((sentence for state, sentence in FAULTS.items() if state in states), None)
-    return raw
+def judge(record: Record, memory_total_bytes: Optional[int]) -> Device:
+    """Return the device that a record of NVML or nvidia-smi stands for: what it is, and what it is good for."""
+    name = record["name"]
+    named = any(part in (name or "").lower() for part in UNIFIED_NAMES)
+    missing = bool(record.get("memory_unsupported")) and record.get("memory_total_bytes") is None
+    # ATS alone proves nothing: GB200 uses it and has its own memory, which NVML then reports.
+    unified = missing and (record.get("addressing") == "ats" or named)
+    device_id = (record.get("pci") or {}).get("device_id")
+    architecture, generation = _chip(device_id, name, record.get("product_architecture"))
+    health, reason = _verdict(record)
+    # What a GPU without health lists is of no use either.
+    mig = {**record["mig"], "instances": record["mig"]["instances"] if health == "ok" else []}
+    _mark_shared(mig["instances"])
+    minor = record.get("minor")
+    return new_device(
+        "nvidia",
+        record["pci_bus_id"],
+        index=record["index"],
+        uuid=record["uuid"],
+        name=name,
+        architecture=record.get("architecture") or architecture,
+        generation=record.get("generation") or generation,
+        pci=record.get("pci"),
+        compute_units=record.get("compute_units"),
+        memory_total_bytes=memory_total_bytes if unified else record.get("memory_total_bytes"),
+        memory_used_bytes=record.get("process_bytes") if unified else record.get("memory_used_bytes"),
+        memory_reserved_bytes=None if unified else record.get("memory_reserved_bytes"),
+        memory_bar_bytes=record.get("memory_bar_bytes"),
+        unified_memory=unified,
+        integrated=unified,
+        device_node=None if minor is None else f"/dev/nvidia{minor}",
+        health=health,
+        virtualization=record.get("virtualization"),
+        persistence_mode=record.get("persistence_mode"),
+        compute_mode=record.get("compute_mode"),
+        ecc=record["ecc"],
+        power=record["power"],
+        # The link of a chip to itself says nothing.
+        pcie=dict.fromkeys(record["pcie"]) if unified else record["pcie"],
+        mig=mig,
+        links=record["links"],
+        fabric=record.get("fabric"),
+        usable=reason is None,
+        unusable_reason=reason,
+    )
 
 
-def _document_mig(instance: Any) -> Dict[str, Any]:
-    def integer(tag: str) -> Optional[int]:
-        text = value_of(instance.findtext(tag))
-        return int(text) if text and re.match(r"^[0-9]{1,6}$", text) else None
-
-    return {
-        "index": integer("index"),
-        "uuid": value_of(instance.findtext("uuid")),
-        "profile": value_of(instance.findtext("profile")),
-        "gpu_instance_id": integer("gpu_instance_id"),
-        "compute_instance_id": integer("compute_instance_id"),
-        "memory_total_bytes": size_of(instance.findtext("fb_memory_usage/total")),
-    }
-
-
-def _plain(text: Optional[str]) -> str:
-    return (text or "").strip().strip("[]").strip().lower()
+def _verdict(record: Record) -> Tuple[str, Optional[str]]:
+    """Return the health and why the GPU is not usable."""
+    if record.get("health"):
+        return record["health"], FAULTS[record["health"]]
+    if record.get("recovery"):
+        return RECOVERY[record["recovery"]]
+    if record.get("virtualization") == "vgpu_host":
+        return "ok", "it serves virtual machines (vGPU host)"
+    if record["mig"]["mode"]:
+        if record["mig"]["instances"]:
+            return "ok", "MIG is enabled, its instances are used in its place"
+        return "ok", "MIG is enabled and has no instances"
+    if record.get("compute_mode") == "prohibited":
+        return "ok", "its compute mode is prohibited"
+    return "ok", None
 
 
-def value_of(text: Optional[str]) -> Optional[str]:
-    """Return the text of a value, None for every way in which NVIDIA's tools spell that there is none."""
-    return None if _plain(text) in NULLS else (text or "").strip()
+def _mark_shared(instances: List[Record]) -> None:
+    """Compute instances of one GPU instance have the same memory, which each of them reports."""
+    owners = [instance["gpu_instance_id"] for instance in instances]
+    for instance in instances:
+        owner = instance["gpu_instance_id"]
+        instance["memory_shared"] = owner is not None and owners.count(owner) > 1
 
 
-def size_of(text: Optional[str]) -> Optional[int]:
-    """Return the bytes that a size such as `40960 MiB` stands for, None when there is no size."""
-    match = _SIZE.match((text or "").strip())
-    return int(match.group(1)) * UNITS[match.group(2)] if match else None
+def _chip(
+    device_id: Optional[str], name: Optional[str], product_architecture: Optional[str]
+) -> Tuple[Optional[str], Optional[str]]:
+    """Return compute capability and generation by the PCI id, else by what the product is called."""
+    generation = product_architecture.lower().split()[0] if product_architecture else None
+    chip = chips.identify("nvidia", int(device_id, 16)) if device_id else None
+    if chip is not None and generation in (None, chip.generation):
+        return chip.architecture, chip.generation
+    for pattern, capability, known in _NAMES:
+        if name and re.search(pattern, name) and generation in (None, known):
+            return capability, known
+    return _CAPABILITIES.get(generation or ""), generation
+
+
+def _integrate(devices: List[Device], found: List[Device]) -> None:
+    for record in found:
+        for device in devices:
+            if record["pci_bus_id"] is not None and record["pci_bus_id"] == device["pci_bus_id"]:
+                for key in BETTER:
+                    device[key] = record[key] if record[key] is not None else device[key]
+                known = {key: value for key, value in record["pcie"].items() if value is not None}
+                device["pcie"] = record["pcie"] if record["unified_memory"] else {**device["pcie"], **known}
+    merge(devices, found)
+
+
+def _add_lost(devices: List[Device], answer: Answer, listed: Any) -> None:
+    """List the GPUs that could not be opened, as the PCI devices that they are where that is certain."""
+    unlisted = [
+        device
+        for device in devices
+        if device["vendor"] == "nvidia" and device["driver_bound"] == "nvidia" and device["pci_bus_id"] not in listed
+    ]
+    for record in answer.lost:
+        same = [device for device in unlisted if device["pci_bus_id"] == record["pci_bus_id"]]
+        if record["pci_bus_id"] is None and len(answer.lost) == len(unlisted) == 1:
+            same = unlisted
+        reason = FAULTS["error"] if record["health"] == "error" else FAULTS.get(record["health"])
+        reason = f"{reason}: {record['reason']}" if reason else f"it cannot be opened: {record['reason']}"
+        known = {"index": record["index"], "health": record["health"], "unusable_reason": reason}
+        if same:
+            same[0].update({key: value for key, value in known.items() if value is not None})
+        elif record["pci_bus_id"] is not None or not unlisted:
+            merge(devices, [new_device("nvidia", record["pci_bus_id"], **known)])
+
+
+def _complete(devices: List[Device]) -> None:
+    """Say by the PCI id what a GPU is that the driver does not list, and what is at the other end of a link."""
+    own = [device for device in devices if device["vendor"] == "nvidia"]
+    addresses = {device["pci_bus_id"] for device in own}
+    for device in own:
+        architecture, generation = _chip((device["pci"] or {}).get("device_id"), device["name"], None)
+        device["architecture"] = device["architecture"] or architecture
+        device["generation"] = device["generation"] or generation
+        for link in device["links"]:
+            if link["peer_type"] is None and link["peer_bus_id"] in addresses:
+                link["peer_type"] = "gpu"
+
+
+def _explain(devices: List[Device], pending: Pending, answer: Answer) -> None:
+    for device in devices:
+        if device["vendor"] != "nvidia" or device["usable"] or device["unusable_reason"]:
+            continue
+        driver = device["driver_bound"]
+        if driver is None:
+            device["unusable_reason"] = "no driver is bound"
+        elif driver != "nvidia":
+            device["unusable_reason"] = f"bound to {driver}"
+        elif device["pci_bus_id"] in pending.asleep:
+            device["unusable_reason"] = ASLEEP
+        else:
+            device["unusable_reason"] = f"the NVIDIA driver does not list it: {answer.problem or 'no reason given'}"

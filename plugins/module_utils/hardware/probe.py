@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 OUTPUT_LIMIT_BYTES = 32 * 1024 * 1024
 # A process in uninterruptible sleep does not die of SIGKILL; nobody may wait for it longer than this.
-REAP_SECONDS = 0.2
+REAP_SECONDS = 0.05
+# Of the module's time, what no probe gets: at most so many seconds, and at most this share.
+MARGIN_SECONDS = 1.0
+MARGIN_SHARE = 0.2
 # sudo and cron hand down a short PATH; the last one is where WSL keeps nvidia-smi.
 EXTRA_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/lib/wsl/lib")
 # The node's own daemon is meant, wherever the login user's tools point to.
@@ -171,7 +174,7 @@ class Command:
         ms = int((time.monotonic() - self.started) * 1000)
         out, err = stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace")
         if not complete:
-            message = f"{' '.join(self.argv)} did not end within {self.timeout:g} s"
+            message = f"{' '.join(self.argv)} did not end within {self.timeout:.3g} s"
             return Outcome("timeout", message, ms, stdout=out, stderr=err)
         if process.returncode != 0:
             first = next((line.strip() for line in (err + "\n" + out).splitlines() if line.strip()), "no output")
@@ -180,16 +183,24 @@ class Command:
         return Outcome("ok", None, ms, returncode=0, stdout=out, stderr=err)
 
 
-def forked(function: Callable[[], Any], timeout: float, name: str) -> Outcome:
-    """Run `function` in a child process and return its JSON-serialisable result as `value`.
+class Child:
+    """A function that runs in a child process while other things are read. `finish()` collects its JSON value.
 
-    For libraries that may crash or never return: the child has no descriptor of this process but one pipe, so
-    that even a child that cannot be killed keeps nobody waiting.
+    For libraries that may crash and reads that may never return: the child has no descriptor of this process but one
+    pipe, so that even a child that cannot be killed keeps nobody waiting.
     """
-    started = time.monotonic()
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def __init__(self, function: Callable[[], Any], timeout: float, name: str) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.started = time.monotonic()
+        self.reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(function, writer)
+        os.close(writer)
+
+    def _run(self, function: Callable[[], Any], writer: int) -> None:
         try:
             os.setsid()
             null = os.open(os.devnull, os.O_RDWR)
@@ -204,41 +215,62 @@ def forked(function: Callable[[], Any], timeout: float, name: str) -> Outcome:
             data = json.dumps(answer).encode()
             while data:
                 data = data[os.write(writer, data) :]
+            # A thread that cannot be killed would keep the pipe open.
+            os.close(writer)
         finally:
             os._exit(0)
-    os.close(writer)
-    try:
-        (data,), complete = _drain([reader], started + timeout)
-    finally:
-        os.close(reader)
-    if not complete:
-        _kill_group(pid)
-    status = _reap(pid, REAP_SECONDS)
-    ms = int((time.monotonic() - started) * 1000)
-    if not complete:
-        return Outcome("timeout", f"{name} did not answer within {timeout:g} s", ms)
-    try:
-        answer = json.loads(data.decode())
-    except ValueError:
-        cause = f"signal {os.WTERMSIG(status)}" if status and os.WIFSIGNALED(status) else "no answer"
-        return Outcome("error", f"{name} ended with {cause}", ms)
-    if "error" in answer:
-        return Outcome("error", answer["error"], ms)
-    return Outcome("ok", None, ms, value=answer["value"])
+
+    def finish(self) -> Outcome:
+        """Return how the function ended; at the deadline the child is killed and not waited for."""
+        try:
+            (data,), complete = _drain([self.reader], self.started + self.timeout)
+        finally:
+            os.close(self.reader)
+        if not complete:
+            _kill_group(self.pid)
+        status = _reap(self.pid, REAP_SECONDS)
+        ms = int((time.monotonic() - self.started) * 1000)
+        if not complete:
+            return Outcome("timeout", f"{self.name} did not answer within {self.timeout:.3g} s", ms)
+        try:
+            answer = json.loads(data.decode())
+        except ValueError:
+            cause = f"signal {os.WTERMSIG(status)}" if status and os.WIFSIGNALED(status) else "no answer"
+            return Outcome("error", f"{self.name} ended with {cause}", ms)
+        if "error" in answer:
+            return Outcome("error", answer["error"], ms)
+        return Outcome("ok", None, ms, value=answer["value"])
 
 
 class Host:
-    """A node: its files below `root`, its programs when `live`, one deadline (`timeout`, seconds) a probe, one report.
+    """A node: its files below `root`, its programs when `live`, one report, and one deadline for all probes.
 
     Paths are given relative to the root (`proc/meminfo`). Nothing here raises for what is missing or unreadable.
     A recorded tree is not live: programs, libraries and sockets belong to the machine that reads it.
+    `timeout` is how long all of it may take, in seconds; `wake` asks GPUs that sleep, `integrated` makes integrated
+    GPUs usable.
     """
 
-    def __init__(self, root: str = "/", timeout: float = 10, live: Optional[bool] = None) -> None:
+    def __init__(
+        self,
+        root: str = "/",
+        timeout: float = 10,
+        live: Optional[bool] = None,
+        *,
+        wake: bool = False,
+        integrated: bool = False,
+    ) -> None:
         self.root = root
-        self.timeout = timeout
         self.live = os.path.realpath(root) == "/" if live is None else live
+        self.wake = wake
+        self.integrated = integrated
+        # Killing what is stuck and printing the facts has to fit in as well.
+        self.deadline = time.monotonic() + timeout - min(MARGIN_SECONDS, timeout * MARGIN_SHARE)
         self.report = Report()
+
+    def remaining(self) -> float:
+        """Return the seconds that a probe may still take."""
+        return max(0.0, self.deadline - time.monotonic())
 
     def path(self, *parts: str) -> str:
         """Return where the given path lies on this machine."""
@@ -276,7 +308,11 @@ class Host:
 
     def start(self, *argv: str) -> Command:
         """Start a program of the node; on a recorded tree every program is absent."""
-        return Command(argv, self.timeout, allowed=self.live)
+        return Command(argv, self.remaining(), allowed=self.live)
+
+    def child(self, function: Callable[[], Any], name: str) -> Child:
+        """Start `function` in a child process; `name` is what messages call it."""
+        return Child(function, self.remaining(), name)
 
 
 def to_int(text: Optional[str]) -> Optional[int]:

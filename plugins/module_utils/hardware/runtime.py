@@ -19,7 +19,15 @@ DOCKER_PACKAGES = ("docker-ce", "docker.io", "moby-engine", "docker-engine")
 RUNTIME_PACKAGE = re.compile(r"^(docker|containerd|runc|moby|nvidia-container|libnvidia-container|podman|crun)")
 # From this version on, CDI needs no feature flag.
 DOCKER_CDI_DEFAULT = (28, 2)
+# Of two specifications of one device that of the later folder counts.
 CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
+NO_CDI: Dict[str, Any] = {"specs": [], "devices": [], "nvidia_driver_version": None, "stale": None}
+# The driver's version as its libraries carry it: libcuda.so.570.124.06, libnvidia-ml.so.550.54.
+DRIVER_LIBRARY = re.compile(r"lib(?:cuda|nvidia-ml)\.so\.([0-9]{3,4}\.[0-9]{1,4}(?:\.[0-9]{1,4})?)\b")
+# http://user:password@proxy.example:3128
+URL_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/\s]+@")
+SECRET_OPTION = re.compile(r"token|secret|passw|credential|(api|access|account|private)[-_.]?key", re.IGNORECASE)
+MASKED = "********"
 RESPONSE_LIMIT_BYTES = 1 << 20
 
 
@@ -32,17 +40,21 @@ class Commands:
         self.toolkit = host.start("nvidia-ctk", "--version")
 
 
-def collect(host: Host, commands: Commands) -> Dict[str, Any]:
-    """Return the runtime facts; `commands` were started before."""
+def collect(host: Host, commands: Commands, nvidia_module_version: Optional[str]) -> Dict[str, Any]:
+    """Return the runtime facts; `commands` were started before.
+
+    `nvidia_module_version` is that of the loaded kernel module, which a CDI specification has to match.
+    """
+    config = host.report.guard("docker", lambda: _daemon_config(host), None)
     return {
-        "docker": host.report.guard("docker", lambda: _docker(host, commands.docker), None),
+        "docker": host.report.guard("docker", lambda: _docker(host, commands.docker, config), None),
         "podman": _version_only(host, "podman", commands.podman, r"podman version ([0-9][^\s,]*)"),
-        "toolkit": _version_only(host, "nvidia_ctk", commands.toolkit, r"version v?([0-9][^\s,]*)"),
-        "cdi": host.report.guard("cdi", lambda: _cdi(host), {"specs": [], "devices": []}),
+        "toolkit": _toolkit(host, commands.toolkit, config),
+        "cdi": host.report.guard("cdi", lambda: _cdi(host, nvidia_module_version), NO_CDI),
     }
 
 
-def _docker(host: Host, command: Command) -> Optional[Dict[str, Any]]:
+def _docker(host: Host, command: Command, config: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
     outcome = command.finish()
     # podman's docker command says `podman version`, and is no Docker.
     client = re.match(r"Docker version ([0-9][^\s,]*)", outcome.stdout)
@@ -50,7 +62,7 @@ def _docker(host: Host, command: Command) -> Optional[Dict[str, Any]]:
     running: Optional[bool] = False
     started = time.monotonic()
     if host.live and client and _daemon_runs(host):
-        server, message = engine_version(DOCKER_SOCKET, host.timeout)
+        server, message = engine_version(DOCKER_SOCKET, max(0.1, host.remaining()))
         # A daemon that may not be asked, or gave no answer in time, is neither running nor not.
         running = None if message else server is not None
     ms = outcome.ms + int((time.monotonic() - started) * 1000)
@@ -63,13 +75,12 @@ def _docker(host: Host, command: Command) -> Optional[Dict[str, Any]]:
     if client is None:
         return None
     version = server or client.group(1)
-    config = _daemon_config(host)
     package, held = _packages(host)
     return {
         "version": version,
         "running": running,
         "cdi": _cdi_enabled(version, config),
-        "daemon_config": config,
+        "daemon_config": masked(config),
         "package": package,
         "held": held,
     }
@@ -158,7 +169,22 @@ def _packages(host: Host) -> Tuple[Optional[str], List[str]]:
     return package, sorted(held)
 
 
-def _version_only(host: Host, source: str, command: Command, pattern: str) -> Optional[Dict[str, str]]:
+def masked(config: Any) -> Any:
+    """Return the options without what must not get into a cache or a log: passwords in URLs, tokens of log drivers.
+
+    Everything else stays as it is, so that the options can be compared with those that are wanted.
+    """
+    if isinstance(config, dict):
+        return {
+            key: MASKED if isinstance(value, str) and value and SECRET_OPTION.search(key) else masked(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [masked(item) for item in config]
+    return URL_PASSWORD.sub(rf"\g<1>{MASKED}@", config) if isinstance(config, str) else config
+
+
+def _version_only(host: Host, source: str, command: Command, pattern: str) -> Optional[Dict[str, Any]]:
     outcome = command.finish()
     match = re.search(pattern, outcome.stdout)
     status, message = outcome.status, outcome.message
@@ -168,8 +194,20 @@ def _version_only(host: Host, source: str, command: Command, pattern: str) -> Op
     return {"version": match.group(1)} if match and outcome.status == "ok" else None
 
 
-def _cdi(host: Host) -> Dict[str, List[str]]:
-    specs, devices = [], []
+def _toolkit(host: Host, command: Command, config: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+    found = _version_only(host, "nvidia_ctk", command, r"version v?([0-9][^\s,]*)")
+    if found is None:
+        return None
+    runtimes = (config or {}).get("runtimes")
+    configured: Optional[bool] = isinstance(runtimes, dict) and "nvidia" in runtimes
+    if config is None and host.exists(DOCKER_CONFIG):
+        configured = None
+    return {**found, "runtime_configured": configured}
+
+
+def _cdi(host: Host, nvidia_module_version: Optional[str]) -> Dict[str, Any]:
+    specs = []
+    drivers: Dict[str, Optional[str]] = {}
     for folder in CDI_FOLDERS:
         for name in host.names(folder):
             if not name.endswith((".json", ".yaml", ".yml")):
@@ -180,28 +218,45 @@ def _cdi(host: Host) -> Dict[str, List[str]]:
             if text is None:
                 host.report.error("cdi", f"{path} cannot be read")
                 continue
-            devices += _cdi_devices(host, path, text)
-    return {"specs": specs, "devices": sorted(set(devices))}
+            kind, devices = _cdi_content(text)
+            if kind is None:
+                host.report.error("cdi", f"{path} is no CDI specification")
+                continue
+            library = DRIVER_LIBRARY.search(text) if re.search(r"(^|\.)nvidia\.com/", kind) else None
+            for device in devices:
+                drivers[f"{kind}={device}"] = library.group(1) if library else None
+    versions = [version for version in drivers.values() if version is not None]
+    stale = None
+    if versions and nvidia_module_version is not None:
+        stale = any(version != nvidia_module_version for version in versions)
+    return {
+        "specs": specs,
+        "devices": sorted(drivers),
+        "nvidia_driver_version": versions[-1] if versions else None,
+        "stale": stale,
+    }
 
 
-def _cdi_devices(host: Host, path: str, text: str) -> List[str]:
-    if path.endswith(".json"):
+def _cdi_content(text: str) -> Tuple[Optional[str], List[str]]:
+    """Return kind and device names of a specification; a kind of None means that it is none."""
+    if text.lstrip().startswith("{"):
         try:
             content = json.loads(text)
-            return [f"{content['kind']}={device['name']}" for device in content.get("devices", [])]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            host.report.error("cdi", f"{path} is no CDI specification")
-            return []
+            kind, devices = content["kind"], content.get("devices") or []
+            names = [device["name"] for device in devices]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None, []
+        valid = isinstance(kind, str) and all(isinstance(name, (str, int)) for name in names)
+        return (kind, [str(name) for name in names]) if valid else (None, [])
     # The standard library has no YAML. nvidia-ctk writes `kind:` and the list `devices:` at the left margin.
-    kind = re.search(r"^kind:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
-    block = re.search(r"^devices:[^\n]*\n((?:(?:[ \t-][^\n]*)?(?:\n|$))*)", text, re.MULTILINE)
-    if kind is None or block is None:
-        host.report.error("cdi", f"{path} is no CDI specification")
-        return []
+    found = re.search(r"^kind:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
+    block = re.search(r"^devices:[^\n]*\n((?:(?:[ \t-][^\n]*)?(?:\n|$))*)", text + "\n", re.MULTILINE)
+    if found is None or block is None:
+        return None, []
     entry = re.search(r"^[ \t]*- ", block.group(1), re.MULTILINE)
     indent = len(entry.group(0)) if entry else 2
-    names = re.findall(r"^(?:[ \t]*- |[ \t]*)name:\s*[\"']?([^\s\"'#]+)", _level(block.group(1), indent), re.MULTILINE)
-    return [f"{kind.group(1)}={name}" for name in names]
+    level = _level(block.group(1), indent)
+    return found.group(1), re.findall(r"^(?:[ \t]*- |[ \t]*)name:\s*[\"']?([^\s\"'#]+)", level, re.MULTILINE)
 
 
 def _level(block: str, indent: int) -> str:

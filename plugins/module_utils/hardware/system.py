@@ -10,33 +10,68 @@ import re
 import sys
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Command, Host, to_int
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Command, Host, to_int
 
 FAMILIES = {"debian": "debian", "ubuntu": "debian", "rhel": "redhat", "fedora": "redhat", "centos": "redhat"}
-OS_KEYS = ("id", "version_id", "codename", "family", "kernel", "systemd_version", "hostname")
+OS_KEYS = ("id", "version_id", "codename", "family", "kernel", "systemd_version", "hostname", "container", "wsl")
+CONTAINERS = ("docker", "podman", "lxc", "systemd-nspawn")
+STORAGE_KEYS = ("free_bytes", "total_bytes", "filesystem", "mount_point", "rotational")
+# A file system whose server is dead never answers; it gets so long, in a child process that can be left behind.
+STORAGE_SECONDS = 2
+REMOTE = re.compile(r"nfs|cifs|smb|ceph|9p|fuse|autofs|afs|lustre|gpfs|beegfs|gluster|ocfs2|gfs2|orangefs")
+# A container's own /proc is served by lxcfs, a desktop's portals are below /run; no storage is there.
+NO_STORAGE = re.compile(r"/(proc|sys|dev|run)(/|$)")
+# Mount point, type, device number, source.
+Mount = Tuple[str, str, Optional[str], str]
 TCP_LISTEN = "0A"
 IPV6_SCOPE_LINK = 0x20
 IPV6_FLAG_DUPLICATE = 0x08
 
 
 def os_release(host: Host, systemctl: Command) -> Dict[str, Any]:
-    """Return distribution, kernel, systemd version and host name; `systemctl` is a started `systemctl --version`."""
+    """Return distribution, kernel, systemd version, host name, and what container the node is, if it is one.
+
+    `systemctl` is a started `systemctl --version`.
+    """
     text = host.text("etc/os-release") or host.text("usr/lib/os-release") or ""
     values = {}
     for line in text.splitlines():
         key, found, value = line.partition("=")
         if found:
             values[key.strip()] = value.strip().strip("\"'")
+    kernel = host.text("proc/sys/kernel/osrelease") or None
     ids = [values.get("ID", ""), *values.get("ID_LIKE", "").split()]
     return {
         "id": values.get("ID") or None,
         "version_id": values.get("VERSION_ID") or None,
         "codename": values.get("VERSION_CODENAME") or None,
         "family": next((FAMILIES[name] for name in ids if name in FAMILIES), "other"),
-        "kernel": host.text("proc/sys/kernel/osrelease"),
+        "kernel": kernel,
         "systemd_version": _systemd_version(host, systemctl),
-        "hostname": host.text("proc/sys/kernel/hostname") or host.text("etc/hostname"),
+        "hostname": host.text("proc/sys/kernel/hostname") or host.text("etc/hostname") or None,
+        "container": _container(host),
+        # Microsoft's kernel says so: 5.15.90.1-microsoft-standard-WSL2.
+        "wsl": re.search("microsoft|wsl", kernel or "", re.IGNORECASE) is not None,
     }
+
+
+def _container(host: Host) -> Optional[str]:
+    """Ask systemd, then what the engines leave behind, then process 1; WSL calls itself a container and is none."""
+    named = host.text("run/systemd/container")
+    if not named and host.exists("run/.containerenv"):
+        named = "podman"
+    if not named and host.exists(".dockerenv"):
+        named = "docker"
+    if not named:
+        try:
+            with open(host.path("proc/1/environ"), "rb") as stream:
+                words = stream.read().decode("utf-8", "replace").split("\0")
+        except OSError:
+            words = []
+        named = next((word[10:] for word in words if word.startswith("container=")), None)
+    if not named or named == "wsl":
+        return None
+    return named if named in CONTAINERS else "other"
 
 
 def _systemd_version(host: Host, systemctl: Command) -> Optional[int]:
@@ -46,12 +81,23 @@ def _systemd_version(host: Host, systemctl: Command) -> Optional[int]:
     return int(match.group(1)) if match else None
 
 
-def memory(host: Host) -> Tuple[Optional[int], Optional[int]]:
-    """Return MemTotal and MemAvailable in bytes."""
+def memory(host: Host, nodes: List[Dict[str, Any]]) -> Tuple[Optional[int], Optional[int]]:
+    """Return the host's memory and what of it is available, in bytes.
+
+    MemTotal and MemAvailable hold a GPU's memory too where the kernel has it online as a NUMA node without processors
+    (POWER9, Grace Hopper). That of such `nodes` (see `numa.collect`) is left out.
+    """
     text = host.text("proc/meminfo") or ""
-    found = dict(re.findall(r"^(\w+):\s+([0-9]{1,15}) kB$", text, re.MULTILINE))
-    total, available = to_int(found.get("MemTotal")), to_int(found.get("MemAvailable"))
-    return (total * 1024 if total else None, available * 1024 if available is not None else None)
+    found = {key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+([0-9]{1,15}) kB$", text, re.MULTILINE)}
+    total, available = found.get("MemTotal") or None, found.get("MemAvailable")
+    foreign = [node for node in nodes if node["cpus"] is None]
+    other_total = sum(node["memory_total_bytes"] or 0 for node in foreign)
+    # Node files and meminfo of different machines (a container's meminfo is its own) cannot be set off.
+    if total is None or len(foreign) == len(nodes) or other_total >= total:
+        return total, available
+    if available is not None:
+        available = max(0, available - sum(node["memory_free_bytes"] or 0 for node in foreign))
+    return total - other_total, available
 
 
 def cgroup(host: Host) -> Dict[str, Any]:
@@ -152,9 +198,29 @@ def group_ids(host: Host) -> Dict[str, Optional[int]]:
 
 
 def storage(host: Host, path: str) -> Dict[str, Any]:
-    """Return what is free (for an ordinary user) and in all, in bytes, where `path` is or would be."""
+    """Return what is free (for an ordinary user) and in all, in bytes, where `path` is or would be.
+
+    Also the file system (`ext4`), its `mount_point`, and whether its disk rotates: what the kernel says, which takes
+    many a virtual disk for a rotating one; null without a disk.
+    """
     if not host.live:
         return no_storage(path)
+    mounts = _mounts(host)
+    if not any(REMOTE.search(mount[1]) and not NO_STORAGE.match(mount[0]) for mount in mounts):
+        return _storage(host, path, mounts)
+    seconds = min(host.remaining(), STORAGE_SECONDS)
+    outcome = Child(lambda: _storage(host, path, mounts), seconds, f"the file system of {path}").finish()
+    if outcome.status != "ok":
+        host.report.error("storage", outcome.message or outcome.status)
+    return outcome.value or no_storage(path)
+
+
+def no_storage(path: str) -> Dict[str, Any]:
+    """Return what is said of a storage path that cannot be looked at."""
+    return {"path": path, **dict.fromkeys(STORAGE_KEYS)}
+
+
+def _storage(host: Host, path: str, mounts: List[Mount]) -> Dict[str, Any]:
     place = host.path(path)
     while not os.path.isdir(place):
         parent = os.path.dirname(place)
@@ -162,12 +228,60 @@ def storage(host: Host, path: str) -> Dict[str, Any]:
             return no_storage(path)
         place = parent
     found = os.statvfs(place)
-    return {"path": path, "free_bytes": found.f_bavail * found.f_frsize, "total_bytes": found.f_blocks * found.f_frsize}
+    size = {"free_bytes": found.f_bavail * found.f_frsize, "total_bytes": found.f_blocks * found.f_frsize}
+    inside = os.path.relpath(os.path.realpath(place), os.path.realpath(host.root))
+    mount = _mount(os.path.normpath("/" + inside), mounts)
+    known = {} if mount is None else {"filesystem": mount[1], "mount_point": mount[0]}
+    rotational = None if mount is None else _rotational(host, mount[2], mount[3])
+    return {**no_storage(path), **size, **known, "rotational": rotational}
 
 
-def no_storage(path: str) -> Dict[str, Any]:
-    """Return what is said of a storage path that cannot be looked at."""
-    return {"path": path, "free_bytes": None, "total_bytes": None}
+def _mounts(host: Host) -> List[Mount]:
+    mounts: List[Mount] = []
+    for line in (host.text("proc/self/mountinfo") or "").splitlines():
+        fields = line.split(" ")
+        end = fields.index("-") if "-" in fields else len(fields)
+        if end > 4 and len(fields) > end + 2:
+            mounts.append((_unescape(fields[4]), fields[end + 1], fields[2], _unescape(fields[end + 2])))
+    if not mounts:
+        for line in (host.text("proc/self/mounts") or host.text("proc/mounts") or "").splitlines():
+            fields = line.split(" ")
+            if len(fields) > 3:
+                mounts.append((_unescape(fields[1]), fields[2], None, _unescape(fields[0])))
+    return [mount for mount in mounts if mount[0].startswith("/") and mount[1]]
+
+
+def _mount(path: str, mounts: List[Mount]) -> Optional[Mount]:
+    """Return what `path` is on: the longest mount point; the last of equal ones hides the others."""
+    found = None
+    for mount in mounts:
+        above = mount[0].rstrip("/")
+        if (path == mount[0] or path.startswith(above + "/")) and (found is None or len(mount[0]) >= len(found[0])):
+            found = mount
+    return found
+
+
+def _unescape(text: str) -> str:
+    r"""The kernel writes blanks as \040."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+
+
+def _rotational(host: Host, number: Optional[str], source: str) -> Optional[bool]:
+    """Ask the block device, or the disk that the partition is on.
+
+    btrfs mounts have a device number of their own (0:42); there the source is asked.
+    """
+    if number and re.fullmatch(r"[1-9][0-9]*:[0-9]+", number):
+        folder = f"sys/dev/block/{number}"
+    elif source.startswith("/dev/"):
+        # /dev/mapper/vg-data is a link to /dev/dm-0.
+        folder = f"sys/class/block/{os.path.basename(os.path.realpath(host.path(source)))}"
+    else:
+        return None
+    flag = host.integer(folder, "queue/rotational")
+    if flag is None:
+        flag = host.integer(folder, "../queue/rotational")
+    return bool(flag) if flag in (0, 1) else None
 
 
 def services(host: Host, state_path: str) -> List[Dict[str, Any]]:
@@ -184,7 +298,12 @@ def services(host: Host, state_path: str) -> List[Dict[str, Any]]:
         if not isinstance(content, dict):
             host.report.error("services", f"{state_path}/services/{name}/service.json is no JSON object")
             continue
-        row = {key: content.get(key) for key in ("name", "backend", "model", "port", "address")}
-        row["name"] = row["name"] or name
-        found.append(row)
+        row = {key: _text(content.get(key)) for key in ("name", "backend", "model", "address")}
+        port = content.get("port")
+        known = isinstance(port, int) and not isinstance(port, bool)
+        found.append({**row, "name": row["name"] or name, "port": port if known else None})
     return found
+
+
+def _text(value: Any) -> Optional[str]:
+    return value if isinstance(value, str) and value else None

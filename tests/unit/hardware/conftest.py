@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import documented_facts
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.collect import collect
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
@@ -81,10 +82,20 @@ class Machine:
         self.write(f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{library or version}", "")
         self.link("usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", f"libnvidia-ml.so.{library or version}")
 
-    def facts(self, *, live: bool = False, timeout: float = 10, **options: Any) -> dict[str, Any]:
-        """Return the facts of this machine; they must survive JSON."""
-        found = collect(Host(str(self.root), timeout, live=live), **options)
-        return json.loads(json.dumps(found))
+    def facts(
+        self,
+        *,
+        live: bool = False,
+        timeout: float = 10,
+        wake: bool = False,
+        integrated: bool = False,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Return the facts of this machine, which survive JSON and are as the module documents them."""
+        host = Host(str(self.root), timeout, live=live, wake=wake, integrated=integrated)
+        found = json.loads(json.dumps(collect(host, **options)))
+        documented_facts.check(found)
+        return found
 
 
 @pytest.fixture

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import yaml
-from ansible_collections.fleet.inference.plugins.action.gpu_facts import ActionModule
+from ansible_collections.fleet.inference.plugins.action import gpu_facts
+from ansible_collections.fleet.inference.plugins.plugin_utils.nvidia_ml_py import carried, trimmed
+from documented_facts import check, documented
 
 PROJECT = Path(__file__).resolve().parents[3]
 ANSIBLE = Path(sys.executable).parent / "ansible"
@@ -45,13 +49,6 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> dict[str,
     return json.loads(match.group(1))
 
 
-def documented() -> dict[str, Any]:
-    """The documented fields of the facts."""
-    source = (PROJECT / "plugins/modules/gpu_facts.py").read_text()
-    text = source.partition('RETURN = r"""')[2].partition('"""')[0]
-    return yaml.safe_load(text)["ansible_facts"]["contains"]["gpu"]["contains"]
-
-
 def test_every_field_is_documented_with_its_type() -> None:
     known = {"description", "type", "returned", "sample", "elements", "contains"}
 
@@ -66,29 +63,46 @@ def test_every_field_is_documented_with_its_type() -> None:
 def test_this_machine() -> None:
     result = run()
     facts = result["ansible_facts"]["gpu"]
+    check(facts)
     assert result["changed"] is False
     assert facts["schema_version"] == 1
     assert facts["cpu"]["cores"] == len(os.sched_getaffinity(0))
     assert facts["cpu"]["architecture"] == os.uname().machine
     assert facts["storage"]["free_bytes"] > 0
-    assert set(facts) == set(documented())
-    assert not [key for key in result if "pynvml" in key]
+    assert any(str(facts["cpu"]["cores"]) in line for line in result["summary"])
+    assert "_pynvml" not in result.get("invocation", {}).get("module_args", {})
 
 
 def test_recorded_root_in_check_mode(machine: Any) -> None:
     machine.gpu("0000:01:00.0", 0x10DE, driver="vfio-pci")
     result = run("--check", "-a", f"root={machine.root}")
-    facts = result["ansible_facts"]["gpu"]
-    (device,) = facts["devices"]
+    (device,) = result["ansible_facts"]["gpu"]["devices"]
     assert device["unusable_reason"] == "bound to vfio-pci"
-    fields = documented()["devices"]["contains"]
-    assert set(device) == set(fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("timeout=0", "timeout is 0, it must be at least 1 second."),
+        ("timeout=soon", "argument 'timeout' is of type str and we were unable to convert to int"),
+        ("root=/no/such/root", "root is /no/such/root, which is no directory; name a recorded machine's."),
+        ("root=/etc/passwd", "root is /etc/passwd, which is no directory; name a recorded machine's."),
+        ("nvidia_smi_xml=/no", "nvidia_smi_xml is /no, which is no file; give the tool's recorded output."),
+        ("amd_smi_json=/etc", "amd_smi_json is /etc, which is no file; give the tool's recorded output."),
+        ("wake=perhaps", "argument 'wake' is of type str and we were unable to convert to bool"),
+    ],
+)
+def test_bad_options(arguments: str, message: str) -> None:
+    result = run("-a", arguments)
+    assert "ansible_facts" not in result
+    assert message in result["msg"]
+    assert "Traceback" not in json.dumps(result)
 
 
 @pytest.fixture
 def action(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The action plugin on a connection of our own; `calls` are the modules' arguments."""
-    plugin = ActionModule(
+    plugin = gpu_facts.ActionModule(
         task=SimpleNamespace(args={"timeout": 3}, async_val=0, check_mode=False, environment=[], action="gpu_facts"),
         connection=MagicMock(),
         play_context=MagicMock(),
@@ -96,45 +110,60 @@ def action(monkeypatch: pytest.MonkeyPatch) -> Any:
         templar=MagicMock(),
         shared_loader_obj=MagicMock(),
     )
-    plugin._connection._shell.tmpdir = "/tmp/remote"
-    plugin._connection._shell.join_path = "{}/{}".format
     plugin.calls = []
 
     def execute(module_args: dict[str, Any], **_: Any) -> dict[str, Any]:
         plugin.calls.append(module_args)
-        if plugin.wanted and module_args.get("_pynvml_offered"):
-            return {"changed": False, "pynvml_wanted": True}
-        return {"changed": False, "invocation": {"module_args": dict(module_args)}, "ansible_facts": {"gpu": {}}}
+        return {"changed": False, "invocation": {"module_args": dict(module_args)}, "failed": True, "msg": "no"}
 
     monkeypatch.setattr(plugin, "_execute_module", execute)
-    for name in ("_transfer_file", "_fixup_perms2", "_remove_tmp_path"):
-        monkeypatch.setattr(plugin, name, MagicMock())
     return plugin
 
 
-def test_one_execution_where_nvml_cannot_be_asked(action: Any) -> None:
-    action.wanted = False
+def test_one_execution_that_carries_nvidia_ml_py(action: Any) -> None:
     result = action.run(None, {})
-    assert action.calls == [{"timeout": 3, "_pynvml_offered": True}]
+    (arguments,) = action.calls
+    assert set(arguments) == {"timeout", "_pynvml"}
+    source = zlib.decompress(base64.b64decode(arguments["_pynvml"])).decode()
+    assert "def nvmlDeviceGetHandleByIndex" in source
+    # What travels with every module is a small part of the whole.
+    assert len(arguments["_pynvml"]) < 40_000
     assert result["invocation"]["module_args"] == {"timeout": 3}
-    action._transfer_file.assert_not_called()
-
-
-def test_nvidia_ml_py_is_carried_and_taken_away(action: Any) -> None:
-    action.wanted = True
-    result = action.run(None, {})
-    assert action.calls[1:] == [{"timeout": 3, "_pynvml": "/tmp/remote/pynvml.py"}]
-    assert result["ansible_facts"] == {"gpu": {}} and "pynvml_wanted" not in result
-    assert Path(action._transfer_file.call_args.args[0]).name == "pynvml.py"
-    action._remove_tmp_path.assert_called_once_with("/tmp/remote")
+    assert result["msg"] == "no" and "summary" not in result
 
 
 def test_controller_without_nvidia_ml_py(action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(action, "_controller_pynvml", lambda: None)
-    action.wanted = True
-    action.run(None, {})
-    assert action.calls == [{"timeout": 3, "_pynvml_offered": False}]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    carried.cache_clear()
+    try:
+        action.run(None, {})
+    finally:
+        carried.cache_clear()
+    assert action.calls == [{"timeout": 3, "_pynvml": None}]
 
 
-def test_bad_timeout() -> None:
-    assert run("-a", "timeout=0")["msg"] == "timeout is 0, it must be at least 1 second."
+SOURCE = """
+import os
+NVML_ERROR_LOST = 1
+NVML_UNUSED = 2
+class NVMLError(Exception):
+    pass
+NVMLError.table = {}
+class c_nvmlPci_t:
+    pass
+def helper():
+    return c_nvmlPci_t
+def nvmlUsed():
+    "Documentation."
+    return helper()
+def nvmlUnused():
+    pass
+"""
+
+
+def test_what_is_trimmed() -> None:
+    left = trimmed(SOURCE, 'ask("nvmlUsed")')
+    for kept in ("import os", "NVML_ERROR_LOST", "class NVMLError", "NVMLError.table", "c_nvmlPci_t", "helper"):
+        assert kept in left
+    assert "nvmlUnused" not in left and "NVML_UNUSED" not in left
+    exec(compile(left, "trimmed", "exec"), {})

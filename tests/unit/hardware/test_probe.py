@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Command, Host, Report, forked
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Command, Host, Report
 
 
 def test_command_ends() -> None:
@@ -48,16 +48,32 @@ def test_docker_host_of_the_user_is_not_followed(monkeypatch) -> None:  # type: 
     assert Command(["sh", "-c", "echo [$DOCKER_HOST]"], 5).finish().stdout == "[]\n"
 
 
-def test_forked() -> None:
-    assert forked(lambda: {"pid": 1}, 5, "probe").value == {"pid": 1}
-    assert forked(lambda: "x" * 1_000_000, 5, "probe").value == "x" * 1_000_000
-    failed = forked(lambda: {}["missing"], 5, "probe")
+def test_child() -> None:
+    assert Child(lambda: {"pid": 1}, 5, "probe").finish().value == {"pid": 1}
+    assert Child(lambda: "x" * 1_000_000, 5, "probe").finish().value == "x" * 1_000_000
+    failed = Child(lambda: {}["missing"], 5, "probe").finish()
     assert (failed.status, failed.message) == ("error", "KeyError: 'missing'")
-    crashed = forked(os.abort, 5, "probe")
+    crashed = Child(os.abort, 5, "probe").finish()
     assert (crashed.status, crashed.message) == ("error", "probe ended with signal 6")
     started = time.monotonic()
-    assert forked(lambda: time.sleep(60), 0.3, "probe").message == "probe did not answer within 0.3 s"
+    assert Child(lambda: time.sleep(60), 0.3, "probe").finish().message == "probe did not answer within 0.3 s"
     assert time.monotonic() - started < 2
+
+
+def test_children_run_at_the_same_time() -> None:
+    started = time.monotonic()
+    children = [Child(lambda: time.sleep(0.5), 5, "probe") for _ in range(4)]
+    assert [child.finish().status for child in children] == ["ok"] * 4
+    assert time.monotonic() - started < 1.5
+
+
+def test_all_probes_share_one_deadline(tmp_path: Path) -> None:
+    started = time.monotonic()
+    host = Host(str(tmp_path), 1, live=True)
+    child, command = host.child(lambda: time.sleep(60), "probe"), host.start("sleep", "60")
+    assert [child.finish().status, command.finish().status] == ["timeout", "timeout"]
+    assert host.start("sleep", "60").finish().status == "timeout"
+    assert time.monotonic() - started < 1
 
 
 def test_report_guard_and_errors() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.hardware import runtime
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 DPKG = """Package: docker-ce
 Status: hold ok installed
@@ -114,8 +118,193 @@ def test_cdi_specifications(machine: Any) -> None:
     assert facts["runtime"]["cdi"] == {
         "specs": ["/etc/cdi/broken.json", "/etc/cdi/x.json", "/var/run/cdi/nvidia.yaml"],
         "devices": ["acme.com/dev=a", "acme.com/dev=b", "nvidia.com/gpu=0", "nvidia.com/gpu=all"],
+        "nvidia_driver_version": None,
+        "stale": None,
     }
     assert facts["errors"] == [{"source": "cdi", "message": "/etc/cdi/broken.json is no CDI specification"}]
+
+
+def nvidia_spec(version: str, device: str = "0", kind: str = "nvidia.com/gpu") -> str:
+    """A specification as nvidia-ctk writes it, with libraries of a driver and one that has a version of its own."""
+    return f"""---
+cdiVersion: 0.5.0
+containerEdits:
+  mounts:
+  - containerPath: /usr/lib/x86_64-linux-gnu/libnvidia-egl-gbm.so.1.1.2
+    hostPath: /usr/lib/x86_64-linux-gnu/libnvidia-egl-gbm.so.1.1.2
+  - containerPath: /usr/lib/x86_64-linux-gnu/libcuda.so.{version}
+    hostPath: /usr/lib/x86_64-linux-gnu/libcuda.so.{version}
+devices:
+- containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+  name: "{device}"
+kind: {kind}
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"etc/cdi/nvidia.yaml": nvidia_spec("570.124.06")}, ("570.124.06", False)),
+        ({"var/run/cdi/nvidia.yaml": nvidia_spec("550.54.15")}, ("550.54.15", True)),
+        ({"etc/cdi/nvidia.yaml": nvidia_spec("570.124")}, ("570.124", True)),
+        # What was written by hand long ago is hidden by what the toolkit refreshes.
+        (
+            {
+                "etc/cdi/nvidia.yaml": nvidia_spec("550.54.15"),
+                "var/run/cdi/nvidia.yaml": nvidia_spec("570.124.06"),
+            },
+            ("570.124.06", False),
+        ),
+        # Another device's is not hidden.
+        (
+            {
+                "etc/cdi/nvidia.yaml": nvidia_spec("550.54.15", "1"),
+                "var/run/cdi/nvidia.yaml": nvidia_spec("570.124.06"),
+            },
+            ("570.124.06", True),
+        ),
+        ({"etc/cdi/a.yaml": nvidia_spec("550.54.15", kind="acme.com/gpu")}, (None, None)),
+        ({"etc/cdi/a.yaml": nvidia_spec("550.54.15", kind="management.nvidia.com/gpu")}, ("550.54.15", True)),
+    ],
+)
+def test_cdi_against_the_loaded_driver(
+    machine: Any, files: dict[str, str], expected: tuple[str | None, bool | None]
+) -> None:
+    for path, text in files.items():
+        machine.write(path, text)
+    host = Host(str(machine.root))
+    found = runtime.collect(host, runtime.Commands(host), "570.124.06")["cdi"]
+    assert (found["nvidia_driver_version"], found["stale"]) == expected
+    assert runtime.collect(host, runtime.Commands(host), None)["cdi"]["stale"] is None
+    assert host.report.errors == []
+
+
+def test_cdi_in_json(machine: Any) -> None:
+    content = {
+        "kind": "nvidia.com/gpu",
+        "devices": [{"name": "0"}],
+        "containerEdits": {"mounts": [{"hostPath": "/usr/lib64/libnvidia-ml.so.570.124.06"}]},
+    }
+    # YAML takes JSON as well.
+    for path in ("etc/cdi/nvidia.json", "var/run/cdi/nvidia.yaml"):
+        machine.write(path, json.dumps(content))
+    host = Host(str(machine.root))
+    found = runtime.collect(host, runtime.Commands(host), "570.124.06")["cdi"]
+    assert found == {
+        "specs": ["/etc/cdi/nvidia.json", "/var/run/cdi/nvidia.yaml"],
+        "devices": ["nvidia.com/gpu=0"],
+        "nvidia_driver_version": "570.124.06",
+        "stale": False,
+    }
+
+
+SPECIFICATION = nvidia_spec("570.124.06")
+PIECES = [
+    *SPECIFICATION.splitlines(),
+    '{"kind": "a", "devices": [',
+    "[]",
+    '{"kind": 1}',
+    '{"kind": "a", "devices": [1]}',
+]
+
+
+@settings(max_examples=200)
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.integers(0, len(SPECIFICATION)).map(lambda end: SPECIFICATION[:end].encode()),
+        st.lists(st.sampled_from(PIECES), max_size=12).map(lambda rows: "\n".join(rows).encode()),
+    ),
+    st.sampled_from(["x.json", "x.yaml"]),
+)
+def test_no_specification_raises(content: bytes, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "etc/cdi"
+        place.mkdir(parents=True)
+        (place / name).write_bytes(content)
+        host = Host(folder)
+        found = runtime.collect(host, runtime.Commands(host), "570.124.06")["cdi"]
+        json.dumps(found)
+        assert found["specs"] == [f"/etc/cdi/{name}"]
+        assert found["devices"] or not found["nvidia_driver_version"]
+        assert all(error["message"].endswith("is no CDI specification") for error in host.report.errors)
+
+
+@pytest.mark.parametrize(
+    ("config", "configured"),
+    [
+        (None, False),
+        ('{"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}', True),
+        ('{"runtimes": {"kata": {}}}', False),
+        ('{"runtimes": []}', False),
+        ("{", None),
+    ],
+)
+def test_toolkit(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, configured: bool | None
+) -> None:
+    stand_in = tmp_path / "bin" / "nvidia-ctk"
+    stand_in.parent.mkdir()
+    stand_in.write_text("#!/bin/sh\necho 'NVIDIA Container Toolkit CLI version 1.17.5'\necho 'commit: f785e908'\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}")
+    if config is not None:
+        machine.write("etc/docker/daemon.json", config)
+    found = machine.facts(live=True)["runtime"]["toolkit"]
+    assert found == {"version": "1.17.5", "runtime_configured": configured}
+
+
+WANTED = {
+    "log-driver": "json-file",
+    "log-opts": {"max-size": "10m", "max-file": "3", "labels": "a,b", "tag": "{{.Name}}"},
+    "live-restore": True,
+    "features": {"cdi": True},
+    "registry-mirrors": ["https://mirror.example:5000", "https://user@mirror.example"],
+    "insecure-registries": ["10.0.0.1:5000"],
+    "proxies": {"http-proxy": "http://proxy.example:3128"},
+    "runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}},
+    "max-concurrent-downloads": 3,
+    "tlskey": "/etc/docker/key.pem",
+}
+
+
+def test_what_the_roles_set_stays_as_it_is() -> None:
+    assert runtime.masked(WANTED) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"proxies": {"http-proxy": "http://me:p@ss:w0rd@proxy.example:3128"}},
+            {"proxies": {"http-proxy": "http://me:********@proxy.example:3128"}},
+        ),
+        (
+            {"registry-mirrors": ["https://u:x@mirror.example/a"]},
+            {"registry-mirrors": ["https://u:********@mirror.example/a"]},
+        ),
+        (
+            {"log-opts": {"splunk-token": "17-xyz", "splunk-url": "https://a:8088"}},
+            {"log-opts": {"splunk-token": "********", "splunk-url": "https://a:8088"}},
+        ),
+        (
+            {"log-opts": {"x-api-key": "1", "a_password": "2", "client-secret": "3", "token": ""}},
+            {"log-opts": {"x-api-key": "********", "a_password": "********", "client-secret": "********", "token": ""}},
+        ),
+    ],
+)
+def test_secrets_are_masked(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert runtime.masked(config) == expected
+
+
+def test_the_facts_hold_no_password(machine: Any, docker: Any) -> None:
+    docker("Docker version 27.5.1, build 9f9e405")
+    machine.write("etc/docker/daemon.json", '{"proxies": {"https-proxy": "http://me:hunter2@proxy:3128"}}')
+    facts = machine.facts(live=True)
+    assert facts["runtime"]["docker"]["daemon_config"]["proxies"] == {"https-proxy": "http://me:********@proxy:3128"}
+    assert "hunter2" not in json.dumps(facts)
 
 
 def serve(path: Path, answer: bytes, hold: float = 0) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.fleet.inference.plugins.module_utils.hardware import system
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import cpu, system
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.collect import collect
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import bus_id, merge, new_device
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no dead file server."""
+    monkeypatch.setattr(system, "STORAGE_SECONDS", 60)
+
 
 FIB_TRIE = """Main:
   +-- 0.0.0.0/0 3 0 5
@@ -75,11 +83,19 @@ def test_empty_root_is_unknown_and_no_error(machine: Any) -> None:
     (machine.root / "proc/meminfo").unlink()
     facts = machine.facts()
     assert facts["errors"] == []
-    assert facts["cpu"] == {"model": None, "architecture": None, "cores": None, "flags": []}
+    assert facts["cpu"] == cpu.UNKNOWN
+    assert facts["numa"] == [] and facts["topology"] == {"matrix": [], "link_domains": []}
     assert facts["memory_total_bytes"] is None and facts["memory_available_bytes"] is None
-    assert facts["os"] == dict.fromkeys(system.OS_KEYS) | {"family": "other"}
+    assert facts["os"] == dict.fromkeys(system.OS_KEYS) | {"family": "other", "wsl": False}
     assert facts["cgroup"] == {"version": None, "controllers": []}
-    assert facts["storage"] == {"path": "/var/lib/inference-fleet", "free_bytes": None, "total_bytes": None}
+    assert facts["storage"] == {
+        "path": "/var/lib/inference-fleet",
+        "free_bytes": None,
+        "total_bytes": None,
+        "filesystem": None,
+        "mount_point": None,
+        "rotational": None,
+    }
     assert facts["runtime"]["docker"] is None and facts["runtime"]["podman"] is None
 
 
@@ -98,6 +114,8 @@ def test_os_and_memory(machine: Any) -> None:
         "kernel": "6.8.0-55-generic",
         "systemd_version": None,
         "hostname": "gpu-01",
+        "container": None,
+        "wsl": False,
     }
     assert (facts["memory_total_bytes"], facts["memory_available_bytes"]) == (64 << 30, 48 << 30)
 
@@ -112,15 +130,37 @@ def test_family(machine: Any, release: str, family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "architecture"), [("flags\t\t: lm avx2 SSE4_2 avx2", "x86_64"), ("Features\t: fp asimd", "aarch64")]
+    ("files", "container"),
+    [
+        ({"run/systemd/container": "docker\n"}, "docker"),
+        ({"run/systemd/container": "systemd-nspawn\n", ".dockerenv": ""}, "systemd-nspawn"),
+        ({"run/systemd/container": "rkt\n"}, "other"),
+        ({"run/systemd/container": "wsl\n"}, None),
+        ({".dockerenv": ""}, "docker"),
+        ({"run/.containerenv": ""}, "podman"),
+        ({"proc/1/environ": "PATH=/bin\0container=lxc\0TERM=linux\0"}, "lxc"),
+        ({"proc/1/environ": "PATH=/bin\0my_container=lxc\0"}, None),
+        ({"proc/1/environ": "container=\0"}, None),
+    ],
 )
-def test_cpu(machine: Any, flags: str, architecture: str) -> None:
-    block = f"processor\t: 0\nmodel name\t: EPYC\n{flags}\n\n"
-    machine.write("proc/cpuinfo", block + block.replace(": 0", ": 1"))
-    found = machine.facts()["cpu"]
-    assert (found["model"], found["cores"], found["architecture"]) == ("EPYC", 2, architecture)
-    # Only what engines have code for: not lm, not fp.
-    assert found["flags"] == sorted({flag.lower() for flag in flags.split(":")[1].split()} - {"lm", "fp"})
+def test_container(machine: Any, files: dict[str, str], container: str | None) -> None:
+    for path, text in files.items():
+        machine.write(path, text)
+    assert machine.facts()["os"]["container"] == container
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wsl"),
+    [
+        ("5.15.153.1-microsoft-standard-WSL2", True),
+        ("4.4.0-19041-Microsoft", True),
+        ("6.8.0-1021-azure", False),
+        ("6.12.48+deb13-amd64", False),
+    ],
+)
+def test_wsl(machine: Any, kernel: str, wsl: bool) -> None:
+    machine.write("proc/sys/kernel/osrelease", kernel + "\n")
+    assert machine.facts()["os"]["wsl"] is wsl
 
 
 def test_cgroup_v2(machine: Any) -> None:
@@ -172,19 +212,110 @@ def test_groups(machine: Any) -> None:
     assert machine.facts()["groups"] == {"render": 992, "video": 44}
 
 
+def live(machine: Any) -> Host:
+    return Host(str(machine.root), 60, live=True)
+
+
 def test_storage_of_the_nearest_parent(machine: Any) -> None:
-    found = system.storage(Host(str(machine.root), live=True), "/var/lib/not/there")
+    found = system.storage(live(machine), "/var/lib/not/there")
     assert found["path"] == "/var/lib/not/there"
     assert found["total_bytes"] == os.statvfs(machine.root).f_blocks * os.statvfs(machine.root).f_frsize
+    assert (found["filesystem"], found["mount_point"], found["rotational"]) == (None, None, None)
+
+
+# A disk with partitions; LVM; a btrfs with a number of its own; a blank in a name; something mounted over another.
+MOUNTINFO = r"""22 1 8:2 / / rw,relatime shared:1 - ext4 /dev/sda2 rw
+23 22 253:0 / /var rw shared:2 master:1 - xfs /dev/mapper/vg-var rw
+24 22 0:42 /@data /data rw - btrfs /dev/nvme0n1p1 rw,subvol=/@data
+25 22 0:50 / /my\040disk rw - nfs4 server:/export rw
+26 22 8:3 / /over rw - ext3 /dev/sda3 rw
+27 26 0:51 / /over rw - tmpfs tmpfs rw
+broken - line
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/srv/models", ("ext4", "/", True)),
+        ("/var/lib/inference-fleet", ("xfs", "/var", False)),
+        ("/variant", ("ext4", "/", True)),
+        ("/data/models", ("btrfs", "/data", False)),
+        ("/linked/models", ("btrfs", "/data", False)),
+        ("/my disk", ("nfs4", "/my disk", None)),
+        ("/over", ("tmpfs", "/over", None)),
+    ],
+)
+def test_storage_device(machine: Any, path: str, expected: tuple[str, str, bool | None]) -> None:
+    machine.write("proc/self/mountinfo", MOUNTINFO)
+    for folder in ("var", "variant", "data/models", "my disk", "over"):
+        (machine.root / folder).mkdir(parents=True)
+    machine.link("linked", "data")
+    machine.write("sys/devices/pci0000:00/sda/queue/rotational", "1\n")
+    machine.write("sys/devices/pci0000:00/sda/sda2/partition", "2\n")
+    machine.write("sys/devices/pci0000:00/nvme0n1/queue/rotational", "0\n")
+    machine.write("sys/devices/pci0000:00/nvme0n1/nvme0n1p1/partition", "1\n")
+    machine.write("sys/devices/virtual/block/dm-0/queue/rotational", "0\n")
+    machine.link("sys/dev/block/8:2", "../../devices/pci0000:00/sda/sda2")
+    machine.link("sys/dev/block/253:0", "../../devices/virtual/block/dm-0")
+    machine.link("sys/class/block/nvme0n1p1", "../../devices/pci0000:00/nvme0n1/nvme0n1p1")
+    found = system.storage(live(machine), path)
+    assert (found["filesystem"], found["mount_point"], found["rotational"]) == expected
+    assert found["free_bytes"] > 0
+
+
+def test_storage_without_mountinfo(machine: Any) -> None:
+    machine.write("proc/self/mounts", "/dev/root / ext4 rw 0 0\n/dev/mapper/vg-a /a xfs rw 0 0\nrest\n")
+    machine.link("dev/mapper/vg-a", "../dm-3")
+    machine.write("sys/class/block/dm-3/queue/rotational", "1\n")
+    (machine.root / "a").mkdir()
+    found = system.storage(live(machine), "/a/b")
+    assert (found["filesystem"], found["mount_point"], found["rotational"]) == ("xfs", "/a", True)
+
+
+def test_a_file_system_that_does_not_answer_is_not_waited_for(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "STORAGE_SECONDS", 0.2)
+    monkeypatch.setattr(system, "_storage", lambda host, path, mounts: time.sleep(30))
+    machine.write("proc/self/mountinfo", MOUNTINFO)
+    host = live(machine)
+    started = time.monotonic()
+    assert system.storage(host, "/a") == system.no_storage("/a")
+    assert time.monotonic() - started < 5
+    assert [error["source"] for error in host.report.errors] == ["storage"]
+
+
+MOUNT_WORDS = st.sampled_from(
+    ["/", "/var", "/a\\040b", "\\999", "-", "8:1", "0:1", "::", "ext4", "nfs4", "/dev/x", "rw", "", "\n"]
+)
+
+
+@settings(max_examples=100)
+@given(
+    st.one_of(st.text(max_size=40), st.lists(MOUNT_WORDS, max_size=40).map(" ".join)), st.sampled_from(["/", "/var"])
+)
+def test_no_mount_table_raises(text: str, path: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "proc/self").mkdir(parents=True)
+        (root / "proc/self/mountinfo").write_bytes(text.encode("utf-8", "surrogatepass"))
+        (root / "proc/self/mounts").write_bytes(text.encode("utf-8", "surrogatepass"))
+        host = Host(folder, 60, live=True)
+        found = system.storage(host, path)
+        json.dumps(found)
+        assert found["free_bytes"] is not None and host.report.errors == []
+        assert "" not in (found["filesystem"], found["mount_point"])
 
 
 def test_services(machine: Any) -> None:
     row = {"name": "llamacpp", "backend": "llamacpp", "model": "m", "port": 8005, "address": "10.1.2.3"}
     machine.write("etc/inference-fleet/services/llamacpp/service.json", json.dumps({**row, "image": "x"}))
     machine.write("etc/inference-fleet/services/other/service.json", "{")
+    machine.write(
+        "etc/inference-fleet/services/wrong/service.json", '{"name": 1, "model": "", "port": "1", "address": []}'
+    )
     (machine.root / "etc/inference-fleet/services/empty").mkdir()
     facts = machine.facts()
-    assert facts["services"] == [row]
+    assert facts["services"] == [row, {**dict.fromkeys(row), "name": "wrong"}]
     assert facts["errors"] == [
         {"source": "services", "message": "/etc/inference-fleet/services/other/service.json is no JSON object"}
     ]
@@ -207,12 +338,17 @@ FILES = [
     "proc/net/tcp",
     "proc/net/tcp6",
     "proc/self/mounts",
+    "proc/1/environ",
+    "run/systemd/container",
     "sys/bus/pci/devices/0000:01:00.0/numa_node",
     "sys/bus/pci/devices/0000:01:00.0/uevent",
     "sys/bus/pci/devices/0000:02:00.0/mem_info_vram_total",
     "sys/bus/pci/devices/0000:02:00.0/unique_id",
     "sys/class/kfd/kfd/topology/nodes/1/properties",
     "sys/class/kfd/kfd/topology/nodes/1/mem_banks/0/properties",
+    "sys/devices/system/cpu/online",
+    "sys/devices/system/node/node0/cpulist",
+    "sys/devices/system/node/node0/meminfo",
     "sys/fs/cgroup/cgroup.controllers",
     "usr/share/misc/pci.ids",
     "smi.xml",
