@@ -24,9 +24,14 @@ PROGRAMS = {
     "ssh-keygen": "openssh-client",
     # Not for the nodes: unit tests run the gateway's configuration with it.
     "haproxy": "haproxy",
+    # They compile a stand-in for NVIDIA's management library.
+    "cc": "gcc",
 }
 #: Packages without a program on PATH: file that shows that it is there → package.
-FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
+FILES = {
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+    "/usr/include/stdio.h": "libc6-dev",
+}
 #: Podman's network, by file: what podman 4 uses, else what podman 3 (Ubuntu 22.04) uses.
 NETWORK = {
     "/usr/lib/podman/netavark": ["netavark", "aardvark-dns"],
