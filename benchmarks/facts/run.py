@@ -34,6 +34,7 @@ GOAL_MS, GOAL_RATIO, GOAL_MB = 60, 5, 40
 REAL_NVIDIA_SMI_SECONDS = 0.388
 PROCESSORS = 208
 OTHER_PCI_DEVICES = 200
+OTHER_PACKAGES = 800
 # The launcher is small, since a process takes its parent's size over until it has its own program.
 LAUNCHER = """
 import os, sys
@@ -83,7 +84,8 @@ def make_root(root: Path) -> None:
     for number in range(OTHER_PCI_DEVICES):
         address = f"0000:{0xE0 + number // 32:02x}:{number % 32:02x}.0"
         place = f"sys/devices/pci0000:e0/{address}"
-        values = {"vendor": "0x8086", "device": "0x352a", "class": "0x060400", "numa_node": "1"}
+        uevent = f"PCI_CLASS=60400\nPCI_ID=8086:352A\nPCI_SLOT_NAME={address}"
+        values = {"vendor": "0x8086", "device": "0x352a", "class": "0x060400", "numa_node": "1", "uevent": uevent}
         files.update({f"{place}/{name}": f"{text}\n" for name, text in values.items()})
         links[f"sys/bus/pci/devices/{address}"] = f"../../../devices/pci0000:e0/{address}"
     flags = " ".join(["fpu", "sse4_2", "avx2", "avx512f", "amx_tile", *(f"flag{number}" for number in range(150))])
@@ -104,6 +106,18 @@ def make_root(root: Path) -> None:
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\n"
     )
     files["usr/lib/x86_64-linux-gnu/libnvidia-ml.so.570.124.06"] = ""
+    files["usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so"] = ""
+    packages = {f"package{number}": "1.0-1" for number in range(OTHER_PACKAGES)}
+    packages |= {
+        "docker-ce": "5:28.5.1-1~debian.13~trixie",
+        "nvidia-container-toolkit-base": "1.17.8-1",
+        "podman": "5.4.2-1",
+    }
+    files["var/lib/dpkg/status"] = "\n".join(
+        f"Package: {name}\nStatus: install ok installed\nVersion: {version}\nDescription: {'text ' * 200}\n"
+        for name, version in sorted(packages.items())
+    )
+    files.update({"usr/bin/docker": "", "usr/bin/nvidia-ctk": "", "usr/bin/podman": ""})
     links["usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"] = "libnvidia-ml.so.570.124.06"
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)

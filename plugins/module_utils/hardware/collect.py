@@ -7,16 +7,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from ansible_collections.fleet.inference.plugins.module_utils.hardware import (
-    cpu,
-    drm,
-    numa,
-    nvidia,
-    pci,
-    runtime,
-    system,
-    topology,
-)
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import drm, nvidia, pci
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import (
     VENDORS,
     Device,
@@ -47,28 +38,17 @@ def collect(
     the place of the tools; `pynvml` is the source of nvidia-ml-py's module, None to use the node's own.
     """
     report = host.report
-    devices = report.guard("sysfs", lambda: _bus(host), [])
+    devices, nvswitches = report.guard("sysfs", lambda: _bus(host), pci.Bus([], None))
+    report.guard("drm", lambda: drm.collect(host, devices), None)
     # All that may be slow runs from here on; it is collected once the rest is read.
     finish = _start(
         host, devices, pynvml, nvidia_smi_xml=nvidia_smi_xml, amd_smi_json=amd_smi_json, vulkaninfo=vulkaninfo
     )
-    systemctl = host.start("systemctl", "--version")
-    commands = runtime.Commands(host)
-    nodes = report.guard("numa", lambda: numa.collect(host), [])
-    memory_total, memory_available = report.guard("memory", lambda: system.memory(host, nodes), (None, None))
-    facts = {
-        "cpu": report.guard("cpu", lambda: cpu.collect(host), cpu.UNKNOWN),
-        "memory_total_bytes": memory_total,
-        "memory_available_bytes": memory_available,
-        "numa": nodes,
-        "os": report.guard("os", lambda: system.os_release(host, systemctl), dict.fromkeys(system.OS_KEYS)),
-        "cgroup": report.guard("cgroup", lambda: system.cgroup(host), {"version": None, "controllers": []}),
-        "network": {"addresses": report.guard("network", lambda: system.addresses(host), [])},
-        "listening": report.guard("listening", lambda: system.listening(host), []),
-        "groups": report.guard("groups", lambda: system.group_ids(host), {"render": None, "video": None}),
-        "storage": report.guard("storage", lambda: system.storage(host, storage_path), system.no_storage(storage_path)),
-        "services": report.guard("services", lambda: system.services(host, state_path), []),
-    }
+    # Imported now, since compiling them takes about as long as NVML does to answer.
+    from ansible_collections.fleet.inference.plugins.module_utils.hardware import machine, topology  # noqa: PLC0415
+
+    facts = machine.collect(host, storage_path, state_path, nvidia.loaded_module(host)[0])
+    memory_total = facts["memory_total_bytes"]
     amd_driver = report.guard("amd", partial(finish["amd"], memory_total), None)
     report.guard("intel", finish["intel"], None)
     nvidia_driver = report.guard("nvidia", partial(finish["nvidia"], memory_total), None)
@@ -76,7 +56,6 @@ def collect(
     for device in number(devices):
         device["name"] = device["name"] or report.guard("sysfs", partial(pci.product_name, host, device), None)
     tier, vendor = tier_of(devices)
-    driver = _driver(devices, nvidia_driver or {}, amd_driver or {})
     return {
         "schema_version": SCHEMA_VERSION,
         "tier": tier,
@@ -84,15 +63,14 @@ def collect(
         "vendors": [vendor for vendor in VENDORS if any(device["vendor"] == vendor for device in devices)],
         "physical_count": len(devices),
         "usable_count": sum(units(device) for device in devices),
-        "driver": driver,
+        "driver": _driver(devices, nvidia_driver or {}, amd_driver or {}),
         "devices": [public(device) for device in devices],
         "topology": report.guard(
             "topology", lambda: topology.collect(host, devices), {"matrix": [], "link_domains": []}
         ),
-        "nvswitch_count": report.guard("sysfs", lambda: pci.nvswitches(host), None),
+        "nvswitch_count": nvswitches,
         "vulkan": instances,
         **facts,
-        "runtime": runtime.collect(host, commands, driver["kernel_module_version"]),
         "errors": report.errors,
         "probes": report.probes,
     }
@@ -170,14 +148,13 @@ def tier_of(devices: List[Device]) -> Tuple[str, Optional[str]]:
     return "cpu", next((device["vendor"] for device in devices if not device["integrated"]), None)
 
 
-def _bus(host: Host) -> List[Device]:
+def _bus(host: Host) -> pci.Bus:
     started = time.monotonic()
     there = host.exists(pci.PCI_DEVICES)
-    devices = pci.collect(host)
+    bus = pci.collect(host)
     ms = int((time.monotonic() - started) * 1000)
     host.report.probe("sysfs", "ok" if there else "absent", None if there else f"/{pci.PCI_DEVICES} is not there", ms)
-    drm.collect(host, devices)
-    return devices
+    return bus
 
 
 def _driver(devices: List[Device], nvidia_driver: Dict[str, Any], amd_driver: Dict[str, Any]) -> Dict[str, Any]:

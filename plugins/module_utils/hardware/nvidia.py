@@ -95,7 +95,7 @@ def start(host: Host, devices: List[Device], xml_path: Optional[str], pynvml_sou
     `xml_path` is a recorded output of nvidia-smi to read in the place of both, `pynvml_source` the source text of
     nvidia-ml-py, None to use the node's own. GPUs that sleep are left alone unless `host.wake` is set.
     """
-    loaded, flavour = _kernel_module(host)
+    loaded, flavour = loaded_module(host)
     library = _library_version(host)
     own = [device for device in devices if device["vendor"] == "nvidia" and device["driver_bound"] == "nvidia"]
     sleeping = [device for device in own if device["power_state"] == "suspended" and not host.wake]
@@ -172,7 +172,7 @@ def _present(host: Host, devices: List[Device], library: Optional[str]) -> bool:
     )
 
 
-def _kernel_module(host: Host) -> Tuple[Optional[str], Optional[str]]:
+def loaded_module(host: Host) -> Tuple[Optional[str], Optional[str]]:
     """Return the loaded module's version and flavour, `open` or `proprietary`."""
     text = host.text(DRIVER, "version") or ""
     match = _MODULE_VERSION.search(text)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from functools import lru_cache
-from typing import Collection, Dict, List, Optional, Tuple
+from typing import Collection, Dict, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.hardware import chips
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import (
@@ -39,7 +39,14 @@ GENERATIONS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6, 128.0: 7}
 NO_WIDTH = (0, 63, 255)
 
 
-def collect(host: Host) -> List[Device]:
+class Bus(NamedTuple):
+    """What is on the PCI bus: the GPUs, and how many NVSwitches (None when there is no PCI tree)."""
+
+    devices: List[Device]
+    nvswitches: Optional[int]
+
+
+def collect(host: Host) -> Bus:
     """Return one record for each GPU of a known vendor, with `generation` by the chip's PCI id.
 
     Both class and vendor decide: by vendor alone NVSwitches, HDMI audio and chipsets would count, by class alone
@@ -47,8 +54,17 @@ def collect(host: Host) -> List[Device]:
     """
     names = host.names(PCI_DEVICES)
     addresses = {bus_id(name) for name in names}
-    found = (read(host, f"{PCI_DEVICES}/{name}", bus_id(name), addresses) for name in names)
-    return [device for device in found if device is not None]
+    devices = []
+    switches = 0
+    for name in names:
+        folder = f"{PCI_DEVICES}/{name}"
+        uevent = uevent_of(host, folder)
+        device = _record(host, folder, bus_id(name), addresses, uevent)
+        if device is not None:
+            devices.append(device)
+        elif _kind(host, folder, uevent) == (NVIDIA, NVSWITCH_CLASS):
+            switches += 1
+    return Bus(devices, switches if host.exists(PCI_DEVICES) else None)
 
 
 def read(host: Host, folder: str, address: Optional[str], known: Collection[Optional[str]]) -> Optional[Device]:
@@ -56,7 +72,12 @@ def read(host: Host, folder: str, address: Optional[str], known: Collection[Opti
 
     `known` are the addresses of the bus: a virtual function of one of them is no device of its own.
     """
-    uevent = uevent_of(host, folder)
+    return _record(host, folder, address, known, uevent_of(host, folder))
+
+
+def _record(
+    host: Host, folder: str, address: Optional[str], known: Collection[Optional[str]], uevent: Dict[str, str]
+) -> Optional[Device]:
     vendor_id, pci_class = _kind(host, folder, uevent)
     vendor = VENDOR_IDS.get(vendor_id or 0)
     if address is None or vendor is None or not _is_gpu(vendor, pci_class):
@@ -85,18 +106,6 @@ def read(host: Host, folder: str, address: Optional[str], known: Collection[Opti
         pcie=dict.fromkeys(PCIE_KEYS) if asleep else _link(host, folder, vendor, chip),
         folder=folder,
     )
-
-
-def nvswitches(host: Host) -> Optional[int]:
-    """Return how many NVSwitches are on the bus, None when there is no PCI tree."""
-    if not host.exists(PCI_DEVICES):
-        return None
-    count = 0
-    for name in host.names(PCI_DEVICES):
-        folder = f"{PCI_DEVICES}/{name}"
-        if _kind(host, folder, uevent_of(host, folder)) == (NVIDIA, NVSWITCH_CLASS):
-            count += 1
-    return count
 
 
 def product_name(host: Host, device: Device) -> Optional[str]:

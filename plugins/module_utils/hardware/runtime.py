@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Command, Host
 
@@ -16,7 +16,9 @@ DOCKER_SOCKET = "/run/docker.sock"
 DOCKER_CONFIG = "etc/docker/daemon.json"
 DOCKER_PACKAGES = ("docker-ce", "docker.io", "moby-engine", "docker-engine")
 # Packages whose hold keeps the engine as it is.
-RUNTIME_PACKAGE = re.compile(r"^(docker|containerd|runc|moby|nvidia-container|libnvidia-container|podman|crun)")
+RUNTIME_PACKAGE = re.compile(
+    r"\n\nPackage: ((?:docker|containerd|runc|moby|nvidia-container|libnvidia-container|podman|crun)[^\n]*)"
+)
 # From this version on, CDI needs no feature flag.
 DOCKER_CDI_DEFAULT = (28, 2)
 # Of two specifications of one device that of the later folder counts.
@@ -31,58 +33,64 @@ MASKED = "********"
 RESPONSE_LIMIT_BYTES = 1 << 20
 
 
-class Commands:
-    """The engines' programs, started together so that they run while other facts are read."""
+class Engines:
+    """What dpkg knows of the engines; the programs of those that it does not know run while other facts are read."""
 
     def __init__(self, host: Host) -> None:
-        self.docker = host.start("docker", "--version")
-        self.podman = host.start("podman", "--version")
-        self.toolkit = host.start("nvidia-ctk", "--version")
+        # Large programs that take longer to print their version than all facts to be read.
+        self.installed, self.held = _packages(host)
+        self.docker = self._ask(host, "docker", DOCKER_PACKAGES)
+        self.podman = self._ask(host, "podman", ("podman",))
+        self.toolkit = self._ask(host, "nvidia-ctk", ("nvidia-container-toolkit-base", "nvidia-container-toolkit"))
+
+    def package(self, names: Sequence[str]) -> Optional[str]:
+        """Return the first of the packages that is installed."""
+        return next((name for name in names if name in self.installed), None)
+
+    def _ask(self, host: Host, program: str, packages: Sequence[str]) -> Union[str, Command]:
+        """Return the version of the package that `program` is of, else the running program."""
+        package = self.package(packages)
+        version = self.installed[package] if package else None
+        return version if version and host.exists("usr/bin", program) else host.start(program, "--version")
 
 
-def collect(host: Host, commands: Commands, nvidia_module_version: Optional[str]) -> Dict[str, Any]:
-    """Return the runtime facts; `commands` were started before.
+def collect(host: Host, engines: Engines, nvidia_module_version: Optional[str]) -> Dict[str, Any]:
+    """Return the runtime facts; `engines` were asked before.
 
     `nvidia_module_version` is that of the loaded kernel module, which a CDI specification has to match.
     """
     config = host.report.guard("docker", lambda: _daemon_config(host), None)
+    podman = _version(host, "podman", engines.podman, r"podman version ([0-9][^\s,]*)")
     return {
-        "docker": host.report.guard("docker", lambda: _docker(host, commands.docker, config), None),
-        "podman": _version_only(host, "podman", commands.podman, r"podman version ([0-9][^\s,]*)"),
-        "toolkit": _toolkit(host, commands.toolkit, config),
+        "docker": host.report.guard("docker", lambda: _docker(host, engines, config), None),
+        "podman": None if podman is None else {"version": podman},
+        "toolkit": _toolkit(host, engines.toolkit, config),
         "cdi": host.report.guard("cdi", lambda: _cdi(host, nvidia_module_version), NO_CDI),
     }
 
 
-def _docker(host: Host, command: Command, config: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
-    outcome = command.finish()
+def _docker(host: Host, engines: Engines, config: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
     # podman's docker command says `podman version`, and is no Docker.
-    client = re.match(r"Docker version ([0-9][^\s,]*)", outcome.stdout)
-    server, message = None, outcome.message
+    client = _version(host, "docker", engines.docker, r"^Docker version ([0-9][^\s,]*)")
+    if client is None:
+        return None
+    server, message = None, None
     running: Optional[bool] = False
     started = time.monotonic()
-    if host.live and client and _daemon_runs(host):
+    if host.live and _daemon_runs(host):
         server, message = engine_version(DOCKER_SOCKET, max(0.1, host.remaining()))
         # A daemon that may not be asked, or gave no answer in time, is neither running nor not.
         running = None if message else server is not None
-    ms = outcome.ms + int((time.monotonic() - started) * 1000)
-    status = outcome.status
-    if client and message:
-        status = "error"
-    elif outcome.status == "ok" and not client:
-        status, message = "absent", "the docker command is not Docker's"
-    host.report.probe("docker", status, message, ms)
-    if client is None:
-        return None
-    version = server or client.group(1)
-    package, held = _packages(host)
+    ms = host.report.probes["docker"]["ms"] + int((time.monotonic() - started) * 1000)
+    host.report.probe("docker", "error" if message else "ok", message, ms)
+    version = server or client
     return {
         "version": version,
         "running": running,
         "cdi": _cdi_enabled(version, config),
         "daemon_config": masked(config),
-        "package": package,
-        "held": held,
+        "package": engines.package(DOCKER_PACKAGES),
+        "held": engines.held,
     }
 
 
@@ -152,21 +160,25 @@ def _cdi_enabled(version: str, config: Optional[Dict[str, Any]]) -> bool:
     return numbers >= DOCKER_CDI_DEFAULT
 
 
-def _packages(host: Host) -> Tuple[Optional[str], List[str]]:
-    """Return the package that Docker came in and the runtime's packages on hold, from dpkg's own record."""
-    package, held = None, []
-    for block in (host.text("var/lib/dpkg/status") or "").split("\n\n"):
-        name = block[9 : block.find("\n")] if block.startswith("Package: ") else ""
-        if not RUNTIME_PACKAGE.match(name):
-            continue
+def _packages(host: Host) -> Tuple[Dict[str, Optional[str]], List[str]]:
+    """Return the version of each installed package of a runtime, and which are on hold, from dpkg's own record.
+
+    Versions are the program's: without what Debian puts before and behind them (5:27.5.1-1~debian.13~trixie).
+    """
+    installed: Dict[str, Optional[str]] = {}
+    held = []
+    text = "\n\n" + (host.text("var/lib/dpkg/status") or "")
+    for match in RUNTIME_PACKAGE.finditer(text):
+        end = text.find("\n\n", match.end())
+        block = text[match.start() : end if end >= 0 else len(text)]
         status = re.search(r"^Status: (\S+) \S+ (\S+)$", block, re.MULTILINE)
         if status is None or status.group(2) != "installed":
             continue
-        if name in DOCKER_PACKAGES:
-            package = name
+        version = re.search(r"^Version: (?:[0-9]+:)?([0-9]+(?:\.[0-9]+)*)", block, re.MULTILINE)
+        installed[match.group(1)] = version.group(1) if version else None
         if status.group(1) == "hold":
-            held.append(name)
-    return package, sorted(held)
+            held.append(match.group(1))
+    return installed, sorted(held)
 
 
 def masked(config: Any) -> Any:
@@ -184,25 +196,29 @@ def masked(config: Any) -> Any:
     return URL_PASSWORD.sub(rf"\g<1>{MASKED}@", config) if isinstance(config, str) else config
 
 
-def _version_only(host: Host, source: str, command: Command, pattern: str) -> Optional[Dict[str, Any]]:
-    outcome = command.finish()
-    match = re.search(pattern, outcome.stdout)
+def _version(host: Host, source: str, asked: Union[str, Command], pattern: str) -> Optional[str]:
+    """Return the version that is known, or that the program prints, and report the probe `source`."""
+    if isinstance(asked, str):
+        host.report.probe(source, "ok")
+        return asked
+    outcome = asked.finish()
+    match = re.search(pattern, outcome.stdout) if outcome.status == "ok" else None
     status, message = outcome.status, outcome.message
     if status == "ok" and match is None:
-        status, message = "error", f"{command.argv[0]} --version printed no version"
+        status, message = "absent", f"{' '.join(asked.argv)} prints no version of it"
     host.report.probe(source, status, message, outcome.ms)
-    return {"version": match.group(1)} if match and outcome.status == "ok" else None
+    return match.group(1) if match else None
 
 
-def _toolkit(host: Host, command: Command, config: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
-    found = _version_only(host, "nvidia_ctk", command, r"version v?([0-9][^\s,]*)")
-    if found is None:
+def _toolkit(host: Host, asked: Union[str, Command], config: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+    version = _version(host, "nvidia_ctk", asked, r"version v?([0-9][^\s,]*)")
+    if version is None:
         return None
     runtimes = (config or {}).get("runtimes")
     configured: Optional[bool] = isinstance(runtimes, dict) and "nvidia" in runtimes
     if config is None and host.exists(DOCKER_CONFIG):
         configured = None
-    return {**found, "runtime_configured": configured}
+    return {"version": version, "runtime_configured": configured}
 
 
 def _cdi(host: Host, nvidia_module_version: Optional[str]) -> Dict[str, Any]:

@@ -10,9 +10,16 @@ import re
 import sys
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Command, Host, to_int
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Host, to_int
 
 FAMILIES = {"debian": "debian", "ubuntu": "debian", "rhel": "redhat", "fedora": "redhat", "centos": "redhat"}
+SYSTEMD_LIBRARY = re.compile(r"libsystemd-shared-([0-9]{1,6})\b")
+SYSTEMD_FOLDERS = (
+    "usr/lib/systemd",
+    "lib/systemd",
+    "usr/lib/x86_64-linux-gnu/systemd",
+    "usr/lib/aarch64-linux-gnu/systemd",
+)
 OS_KEYS = ("id", "version_id", "codename", "family", "kernel", "systemd_version", "hostname", "container", "wsl")
 CONTAINERS = ("docker", "podman", "lxc", "systemd-nspawn")
 STORAGE_KEYS = ("free_bytes", "total_bytes", "filesystem", "mount_point", "rotational")
@@ -28,11 +35,8 @@ IPV6_SCOPE_LINK = 0x20
 IPV6_FLAG_DUPLICATE = 0x08
 
 
-def os_release(host: Host, systemctl: Command) -> Dict[str, Any]:
-    """Return distribution, kernel, systemd version, host name, and what container the node is, if it is one.
-
-    `systemctl` is a started `systemctl --version`.
-    """
+def os_release(host: Host) -> Dict[str, Any]:
+    """Return distribution, kernel, systemd version, host name, and what container the node is, if it is one."""
     text = host.text("etc/os-release") or host.text("usr/lib/os-release") or ""
     values = {}
     for line in text.splitlines():
@@ -47,7 +51,7 @@ def os_release(host: Host, systemctl: Command) -> Dict[str, Any]:
         "codename": values.get("VERSION_CODENAME") or None,
         "family": next((FAMILIES[name] for name in ids if name in FAMILIES), "other"),
         "kernel": kernel,
-        "systemd_version": _systemd_version(host, systemctl),
+        "systemd_version": _systemd_version(host),
         "hostname": host.text("proc/sys/kernel/hostname") or host.text("etc/hostname") or None,
         "container": _container(host),
         # Microsoft's kernel says so: 5.15.90.1-microsoft-standard-WSL2.
@@ -74,8 +78,14 @@ def _container(host: Host) -> Optional[str]:
     return named if named in CONTAINERS else "other"
 
 
-def _systemd_version(host: Host, systemctl: Command) -> Optional[int]:
-    outcome = systemctl.finish()
+def _systemd_version(host: Host) -> Optional[int]:
+    """Return the number in the name of systemd's own library (libsystemd-shared-257.so), else ask systemctl."""
+    names = [name for folder in SYSTEMD_FOLDERS for name in host.names(folder)]
+    numbers = {match.group(1) for match in map(SYSTEMD_LIBRARY.match, names) if match}
+    if len(numbers) == 1:
+        host.report.probe("systemd", "ok")
+        return int(numbers.pop())
+    outcome = host.start("systemctl", "--version").finish()
     match = re.match(r"systemd ([0-9]{1,6})", outcome.stdout)
     host.report.probe("systemd", "ok" if match else outcome.status, None if match else outcome.message, outcome.ms)
     return int(match.group(1)) if match else None

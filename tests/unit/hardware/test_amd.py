@@ -28,7 +28,7 @@ class Look:
 
     def __init__(self, root: Path, smi: Path | None = None, memory: int | None = 64 * GIB, **options: Any) -> None:
         self.host = Host(str(root), **options)
-        self.devices = pci.collect(self.host)
+        self.devices = pci.collect(self.host).devices
         drm.collect(self.host, self.devices)
         pending = amd.start(self.host, self.devices, None if smi is None else str(smi))
         self.driver = amd.finish(pending, self.host, self.devices, memory)

@@ -19,7 +19,7 @@ def node(machine: Any, name: str, address: str, pci_id: str = "1002:73BF", drive
 
 def collected(machine: Any) -> tuple[Host, list[Device]]:
     host = Host(str(machine.root))
-    devices = pci.collect(host)
+    devices = pci.collect(host).devices
     drm.collect(host, devices)
     return host, devices
 

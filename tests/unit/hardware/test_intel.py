@@ -21,7 +21,7 @@ NO_LIMITS = dict.fromkeys(("limit_watts", "default_limit_watts", "min_limit_watt
 
 def collected(machine: Any, **options: Any) -> tuple[Host, list[Device]]:
     host = Host(str(machine.root), **options)
-    devices = pci.collect(host)
+    devices = pci.collect(host).devices
     drm.collect(host, devices)
     intel.finish(intel.start(host, devices), host, devices)
     return host, devices
@@ -163,7 +163,7 @@ def test_garbage_in_the_drivers_files(files: dict[str, bytes]) -> None:
             (folder / name).write_bytes(data)
         (folder / "driver").symlink_to("../drivers/xe")
         host = Host(root)
-        devices = pci.collect(host)
+        devices = pci.collect(host).devices
         intel.finish(intel.start(host, devices), host, devices)
         (device,) = devices
         assert device["usable"] and host.report.errors == []

@@ -42,13 +42,13 @@ def test_what_is_no_gpu(machine: Any) -> None:
     machine.gpu("0000:02:02.0", 0x1013, 0x00B8, 0x0300)
     machine.gpu("0000:00:0b.0", INTEL, 0x643E, 0x1200)
     machine.write("sys/bus/pci/devices/no-address/vendor", "0x10de\n")
-    assert pci.collect(host_of(machine)) == []
-    assert pci.nvswitches(host_of(machine)) == 1
+    assert pci.collect(host_of(machine)).devices == []
+    assert pci.collect(host_of(machine)).nvswitches == 1
 
 
 def test_without_a_bus_the_switches_are_unknown(machine: Any) -> None:
-    assert pci.collect(host_of(machine)) == []
-    assert pci.nvswitches(host_of(machine)) is None
+    assert pci.collect(host_of(machine)).devices == []
+    assert pci.collect(host_of(machine)).nvswitches is None
 
 
 def test_one_gpu(machine: Any) -> None:
@@ -64,7 +64,7 @@ def test_one_gpu(machine: Any) -> None:
         "current_link_width": 8,
     }
     machine.gpu("0008:06:00.0", NVIDIA, 0x2330, 0x0302, driver="nvidia", numa=1, files=files)
-    (device,) = pci.collect(host_of(machine))
+    (device,) = pci.collect(host_of(machine)).devices
     assert device["pci"] == {
         "vendor_id": "10de",
         "device_id": "2330",
@@ -84,14 +84,14 @@ def test_one_gpu(machine: Any) -> None:
 def test_the_link_of_a_sleeping_gpu_is_not_read(machine: Any, wake: bool, generation: int | None) -> None:
     files = {"power/runtime_status": "suspended", "max_link_speed": "32.0 GT/s PCIe"}
     machine.gpu("0000:01:00.0", NVIDIA, 0x2330, driver="nvidia", files=files)
-    (device,) = pci.collect(Host(str(machine.root), wake=wake))
+    (device,) = pci.collect(Host(str(machine.root), wake=wake)).devices
     assert (device["power_state"], device["pcie"]["generation_max"]) == ("suspended", generation)
 
 
 def test_uevent_alone_is_enough(machine: Any) -> None:
     uevent = "DRIVER=amdgpu\nPCI_CLASS=30000\nPCI_ID=1002:73BF\nPCI_SUBSYS_ID=1DA2:440E\n" + "\0" * 100
     machine.write("sys/bus/pci/devices/0000:0c:00.0/uevent", uevent)
-    (device,) = pci.collect(host_of(machine))
+    (device,) = pci.collect(host_of(machine)).devices
     assert (device["vendor"], device["driver_bound"], device["generation"]) == ("amd", "amdgpu", "rdna2")
     assert (device["pci"]["device_id"], device["pci"]["subsystem_device_id"]) == ("73bf", "440e")
     assert (device["pci"]["class"], device["pci"]["revision"]) == ("030000", None)
@@ -100,7 +100,7 @@ def test_uevent_alone_is_enough(machine: Any) -> None:
 
 def test_no_numa_node_is_unknown(machine: Any) -> None:
     machine.gpu("0000:01:00.0", NVIDIA, numa=-1)
-    assert pci.collect(host_of(machine))[0]["numa_node"] is None
+    assert pci.collect(host_of(machine)).devices[0]["numa_node"] is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_no_numa_node_is_unknown(machine: Any) -> None:
 def test_link(machine: Any, speed: str, width: str, expected: tuple[int | None, int | None]) -> None:
     files = {"max_link_speed": speed, "max_link_width": width}
     machine.gpu("0000:01:00.0", NVIDIA, files=files)
-    (device,) = pci.collect(host_of(machine))
+    (device,) = pci.collect(host_of(machine)).devices
     assert (device["pcie"]["generation_max"], device["pcie"]["width_max"]) == expected
 
 
@@ -159,7 +159,7 @@ def test_link_of_the_slot(
     machine: Any, vendor: int, device: int, port: tuple[int, int], expected: tuple[int | None, int | None]
 ) -> None:
     card_with_a_switch(machine, vendor, device, port)
-    (found,) = pci.collect(host_of(machine))
+    (found,) = pci.collect(host_of(machine)).devices
     assert (found["pcie"]["generation_max"], found["pcie"]["width_max"]) == expected
 
 
@@ -171,13 +171,13 @@ def test_root_port_of_the_same_vendor_is_no_switch(machine: Any) -> None:
     folder.rename(machine.root / "sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/0000:03:00.0")
     target = "../../../../sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/0000:03:00.0"
     machine.link("sys/bus/pci/devices/0000:03:00.0", target)
-    assert pci.collect(host_of(machine))[0]["pcie"] == UNKNOWN_LINK
+    assert pci.collect(host_of(machine)).devices[0]["pcie"] == UNKNOWN_LINK
 
 
 @pytest.mark.parametrize(("vendor", "device"), [(INTEL, 0x9B41), (AMD, 0x15BF)])
 def test_link_inside_a_processor_is_none(machine: Any, vendor: int, device: int) -> None:
     machine.gpu("0000:64:00.0", vendor, device, files={"max_link_speed": "16.0 GT/s PCIe", "max_link_width": 16})
-    assert pci.collect(host_of(machine))[0]["pcie"] == UNKNOWN_LINK
+    assert pci.collect(host_of(machine)).devices[0]["pcie"] == UNKNOWN_LINK
 
 
 def test_virtual_functions(machine: Any) -> None:
@@ -186,7 +186,7 @@ def test_virtual_functions(machine: Any) -> None:
     machine.link(f"{folder}/physfn", "../0000:03:00.0")
     alone = machine.gpu("0000:04:00.1", NVIDIA, 0x20B5)
     machine.link(f"{alone}/physfn", "../0000:04:00.0")
-    found = pci.collect(host_of(machine))
+    found = pci.collect(host_of(machine)).devices
     assert [(device["pci_bus_id"], device["virtualization"]) for device in found] == [
         ("0000:03:00.0", None),
         ("0000:04:00.1", "sriov_vf"),
@@ -208,13 +208,13 @@ def test_product_name(machine: Any, device: int, name: str) -> None:
     machine.gpu("0000:01:00.0", NVIDIA, device)
     machine.write("usr/share/hwdata/pci.ids", PCI_IDS)
     host = host_of(machine)
-    assert pci.product_name(host, pci.collect(host)[0]) == name
+    assert pci.product_name(host, pci.collect(host).devices[0]) == name
 
 
 def test_product_name_without_a_list_or_ids(machine: Any) -> None:
     machine.gpu("0000:01:00.0", AMD, 0x73FF)
     host = host_of(machine)
-    (device,) = pci.collect(host)
+    (device,) = pci.collect(host).devices
     assert pci.product_name(host, device) == "amd 1002:73ff"
     for ids in (None, pci.NO_IDS):
         device["pci"] = ids
@@ -244,18 +244,18 @@ def test_garbage_in_the_files_of_a_device(files: dict[str, bytes], name: str) ->
             for file, data in {"vendor": b"0x10de", "class": b"0x030200", **files}.items():
                 (place / file).write_bytes(data)
         host = Host(root)
-        devices = pci.collect(host)
+        devices, nvswitches = pci.collect(host)
+        assert nvswitches in (0, 1)
         drm.collect(host, devices)
         for device in devices:
             assert device["vendor"] in ("nvidia", "amd", "intel")
             assert device["numa_node"] is None or device["numa_node"] >= 0
             assert pci.product_name(host, device) != ""
-        pci.nvswitches(host)
 
 
 def test_files_that_are_folders(machine: Any) -> None:
     machine.gpu("0000:01:00.0", NVIDIA, 0x2204)
     for name in ("uevent", "local_cpulist", "max_link_speed", "drm/renderD128/deep"):
         (machine.root / "sys/bus/pci/devices/0000:01:00.0" / name).mkdir(parents=True)
-    (device,) = pci.collect(host_of(machine))
+    (device,) = pci.collect(host_of(machine)).devices
     assert (device["cpu_affinity"], device["render_node"]) == (None, "/dev/dri/renderD128")

@@ -79,6 +79,27 @@ def test_docker_installed_and_not_running(machine: Any, docker: Any) -> None:
     assert facts["errors"] == []
 
 
+@pytest.mark.parametrize(
+    ("package", "version", "expected"),
+    [
+        ("docker-ce", "5:27.5.1-1~debian.13~trixie", "27.5.1"),
+        ("docker.io", "26.1.5+dfsg1-9+b9", "26.1.5"),
+        ("moby-engine", "28.0.4", "28.0.4"),
+    ],
+)
+def test_the_packages_version_saves_running_the_program(
+    machine: Any, docker: Any, package: str, version: str, expected: str
+) -> None:
+    docker("Docker version 1.2.3")
+    status = f"Package: zlib1g\nStatus: install ok installed\n\nPackage: {package}\nStatus: install ok installed\n"
+    machine.write("var/lib/dpkg/status", f"{status}Version: {version}\n\n")
+    # The client is not always in the engine's package.
+    assert machine.facts(live=True)["runtime"]["docker"]["version"] == "1.2.3"
+    machine.write("usr/bin/docker", "")
+    docker = machine.facts(live=True)["runtime"]["docker"]
+    assert (docker["version"], docker["package"]) == (expected, package)
+
+
 def test_an_engine_that_may_not_be_asked_is_not_called_stopped(
     machine: Any, docker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,9 +196,9 @@ def test_cdi_against_the_loaded_driver(
     for path, text in files.items():
         machine.write(path, text)
     host = Host(str(machine.root))
-    found = runtime.collect(host, runtime.Commands(host), "570.124.06")["cdi"]
+    found = runtime.collect(host, runtime.Engines(host), "570.124.06")["cdi"]
     assert (found["nvidia_driver_version"], found["stale"]) == expected
-    assert runtime.collect(host, runtime.Commands(host), None)["cdi"]["stale"] is None
+    assert runtime.collect(host, runtime.Engines(host), None)["cdi"]["stale"] is None
     assert host.report.errors == []
 
 
@@ -191,7 +212,7 @@ def test_cdi_in_json(machine: Any) -> None:
     for path in ("etc/cdi/nvidia.json", "var/run/cdi/nvidia.yaml"):
         machine.write(path, json.dumps(content))
     host = Host(str(machine.root))
-    found = runtime.collect(host, runtime.Commands(host), "570.124.06")["cdi"]
+    found = runtime.collect(host, runtime.Engines(host), "570.124.06")["cdi"]
     assert found == {
         "specs": ["/etc/cdi/nvidia.json", "/var/run/cdi/nvidia.yaml"],
         "devices": ["nvidia.com/gpu=0"],
@@ -225,7 +246,7 @@ def test_no_specification_raises(content: bytes, name: str) -> None:
         place.mkdir(parents=True)
         (place / name).write_bytes(content)
         host = Host(folder)
-        found = runtime.collect(host, runtime.Commands(host), "570.124.06")["cdi"]
+        found = runtime.collect(host, runtime.Engines(host), "570.124.06")["cdi"]
         json.dumps(found)
         assert found["specs"] == [f"/etc/cdi/{name}"]
         assert found["devices"] or not found["nvidia_driver_version"]

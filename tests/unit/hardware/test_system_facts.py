@@ -392,3 +392,22 @@ def test_no_content_of_any_file_raises(files: dict[str, bytes]) -> None:
         facts = collect(Host(folder), **options)
         json.dumps(facts)
         assert facts["tier"] in ("cuda", "rocm", "vulkan", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        (["usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so"], 257),
+        (["lib/systemd/libsystemd-shared-249.so"], 249),
+        (["usr/lib/systemd/libsystemd-shared-257-9.el10.so"], 257),
+        (["usr/lib/systemd/libsystemd-core-257.so"], None),
+        (["usr/lib/systemd/libsystemd-shared-255.so", "usr/lib/systemd/libsystemd-shared-257.so"], None),
+    ],
+)
+def test_systemd_by_its_library(machine: Any, files: list[str], version: int | None) -> None:
+    for file in files:
+        machine.write(file, "")
+    facts = machine.facts()
+    assert facts["os"]["systemd_version"] == version
+    # Where the file does not tell, systemctl would be asked, which a recorded tree does not have.
+    assert facts["probes"]["systemd"]["status"] == ("absent" if version is None else "ok")
