@@ -273,7 +273,7 @@ ansible_facts:
               type: int
               returned: always
             gtt_bytes:
-              description: Host memory in bytes that an AMD GPU can map beside its own.
+              description: Host memory in bytes that an integrated AMD GPU can map.
               type: int
               returned: always
             memory_bar_bytes:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.hardware import amd_smi, chips, kfd, pci
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import Device, merge
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import INTEGRATED_REASON, Device, merge
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Host, to_int
 
 # The block of the graphics core (hardware id 11)
@@ -79,7 +79,6 @@ POWER_FILES = {
 }
 # The first bit of amdgpu's mask of features is the memory controller (AMDGPU_RAS_BLOCK__UMC).
 RAS_MEMORY = 1
-INTEGRATED = "an integrated GPU, it shares the host's memory; set integrated: true to use it"
 NOT_ASKED = "not asked: the kernel tells enough"
 
 Attributes = Dict[str, Any]
@@ -314,7 +313,7 @@ def _judge(host: Host, card: Device, failure: Optional[str], answered: bool) -> 
         card["health"] = "error"
     else:
         card["health"] = "ok" if answered else None
-        reason = INTEGRATED if card["integrated"] and not host.integrated else None
+        reason = INTEGRATED_REASON if card["integrated"] and not host.integrated else None
     card["unusable_reason"] = reason
     card["usable"] = reason is None
 

@@ -15,6 +15,7 @@ POWER_KEYS = ("limit_watts", "default_limit_watts", "min_limit_watts", "max_limi
 PCIE_KEYS = ("generation_max", "generation_current", "width_max", "width_current")
 # Fields that are never unknown: true when any source says so.
 FLAGS = frozenset(("unified_memory", "integrated", "usable", "kfd"))
+INTEGRATED_REASON = "an integrated GPU, it shares the host's memory; inference_integrated_gpus: true lets it be used"
 # What the sources tell each other and nobody else reads.
 PRIVATE_KEYS = frozenset(("folder", "kfd"))
 

@@ -9,13 +9,12 @@ from functools import partial
 from typing import Dict, List, Optional, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.hardware import chips
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import Device
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import INTEGRATED_REASON, Device
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Child, Host, to_int
 
 DRIVERS = ("xe", "i915")
 # The graphics inside an Intel processor have this address.
 INTEGRATED_BUS_ID = "0000:00:02.0"
-INTEGRATED_REASON = "an integrated GPU, it shares the host's memory; set integrated: true to use it"
 # Microwatts. The sustained limit of the card, the burst limit of cards that have only that, and the package's.
 LIMIT_FILES = ("power1_max", "power1_cap", "power2_max")
 DEFAULT_LIMIT_FILES = ("power1_rated_max", "power2_rated_max")

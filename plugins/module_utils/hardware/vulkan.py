@@ -7,8 +7,13 @@ import re
 import struct
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
-from ansible_collections.fleet.inference.plugins.module_utils.hardware import chips, intel, pci
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import Device, bus_id, new_device
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import chips, pci
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import (
+    INTEGRATED_REASON,
+    Device,
+    bus_id,
+    new_device,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Command, Host, Outcome, to_int
 
 # Khronos's registry: PCI vendor ids, and 0x10000 and up for vendors that have none.
@@ -319,7 +324,7 @@ def _device(host: Host, one: Instance) -> Device:
         integrated=integrated,
         unified_memory=integrated,
         usable=host.integrated or not integrated,
-        unusable_reason=intel.INTEGRATED_REASON if integrated and not host.integrated else None,
+        unusable_reason=INTEGRATED_REASON if integrated and not host.integrated else None,
     )
     _complete(device, one)
     return device

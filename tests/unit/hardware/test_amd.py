@@ -324,7 +324,7 @@ def test_apu_is_listed_and_unusable(machine: Any) -> None:
     assert (device["memory_total_bytes"], device["memory_used_bytes"]) == (30 * GIB, 2)
     assert (device["carve_out_bytes"], device["gtt_bytes"]) == (4 * GIB, 30 * GIB)
     assert (device["numa_node"], device["uuid"], device["health"]) == (None, None, "ok")
-    assert device["unusable_reason"].endswith("set integrated: true to use it")
+    assert device["unusable_reason"].endswith("inference_integrated_gpus: true lets it be used")
 
 
 def test_apu_is_usable_when_wanted(machine: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.hardware import drm, intel, pci
-from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import Device
+from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import INTEGRATED_REASON, Device
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +42,7 @@ def test_a_card_beside_the_processors_graphics(machine: Any, driver: str, files:
     assert (discrete["architecture"], discrete["generation"]) == ("xe2", "battlemage")
     assert not discrete["integrated"] and not discrete["unified_memory"]
     assert integrated["integrated"] and integrated["unified_memory"] and not integrated["usable"]
-    assert integrated["unusable_reason"] == intel.INTEGRATED_REASON
+    assert integrated["unusable_reason"] == INTEGRATED_REASON
     assert (integrated["memory_total_bytes"], integrated["architecture"]) == (None, "gen9")
     assert host.report.probes["intel"]["status"] == "ok"
 
