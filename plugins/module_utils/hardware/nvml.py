@@ -366,11 +366,13 @@ class _Gpu:
     def _health(self, record: Record) -> None:
         mode = self.ask("nvmlDeviceGetEccMode")
         rows = self.ask("nvmlDeviceGetRemappedRows")
+        # Before Ampere whole pages are retired.
+        pending = rows[2] if rows else self.ask("nvmlDeviceGetRetiredPagesPendingStatus")
         record["ecc"] = {
             "mode": bool(mode[0]) if mode else None,
             "pending_mode": bool(mode[1]) if mode else None,
             "uncorrected": self.ask("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE) if mode and mode[0] else None,
-            "remap_pending": bool(rows[2]) if rows else None,
+            "remap_pending": None if pending is None else bool(pending),
             "remap_failure": bool(rows[3]) if rows else None,
         }
 

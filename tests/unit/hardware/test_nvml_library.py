@@ -634,6 +634,11 @@ def test_rows_that_wait_for_a_reset_or_cannot_be_remapped(node: Node) -> None:
     assert [state["uncorrected"] for state in ecc[:3]] == [0, 0, 7]
 
 
+@pytest.mark.parametrize(("described", "pending"), [(v100_pair(), True), (t4(), False)])
+def test_pages_of_older_gpus_wait_for_a_reset(node: Node, described: NvmlMachine, pending: bool) -> None:
+    assert column(node.of(described), "ecc")[0]["remap_pending"] is pending
+
+
 @pytest.mark.parametrize(
     ("fabric", "state", "healthy"),
     [
