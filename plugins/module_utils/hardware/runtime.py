@@ -129,6 +129,8 @@ def engine_version(path: str, timeout: float) -> Tuple[Optional[str], Optional[s
         return None, f"the Docker Engine did not answer on {path} within {timeout:g} s"
     except (FileNotFoundError, ConnectionRefusedError):
         return None, None
+    except PermissionError:
+        return None, f"this user may not ask the Docker Engine on {path}; gather the facts with become: true"
     except OSError as problem:
         return None, f"the Docker Engine does not answer on {path}: {problem.strerror or problem}"
     except (ValueError, KeyError, TypeError):

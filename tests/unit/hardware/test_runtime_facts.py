@@ -109,6 +109,15 @@ def test_an_engine_that_may_not_be_asked_is_not_called_stopped(
     assert machine.facts(live=True)["runtime"]["docker"]["running"] is None
 
 
+def test_a_socket_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(runtime.socket, "socket", type("Refused", (socket.socket,), {"connect": refuse}))
+    version, message = runtime.engine_version("/run/docker.sock", 1)
+    assert version is None and message is not None and message.endswith("gather the facts with become: true")
+
+
 @pytest.mark.parametrize(
     ("version", "cdi"), [("26.1.5+dfsg1", False), ("28.1.1", False), ("28.2.2", True), ("29.0.0", True)]
 )
