@@ -110,8 +110,8 @@ def test_full_disk(fleet: Fleet, small_disk: str) -> None:
 
 def test_image_not_found(fleet: Fleet) -> None:
     engines = group_vars("engines.yml")["inference_engines"]
-    engines["llamacpp"]["variants"]["cpu"]["tag"] = "server-b1"
-    refused(fleet, {"inference_engines": engines}, r"gpu-02: .*llama\.cpp server-b1 is not in image registry")
+    engines["llamacpp"]["variants"]["cpu"]["tag"] = "server-b99999"
+    refused(fleet, {"inference_engines": engines}, r"gpu-02: .*llama\.cpp server-b99999 is not in image registry")
 
 
 def test_node_unreachable_leaves_the_others_to_be_converged(fleet: Fleet) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import yaml
 from ansible_collections.fleet.inference.plugins.module_utils.planning.images import is_denied
+from ansible_collections.fleet.inference.plugins.module_utils.planning.versions import is_below
 
 #: Which backend a model prefers when several serve it; the rest follow by name.
 BACKEND_PREFERENCE = ("vllm", "sglang", "llamacpp", "ollama")
@@ -31,6 +32,9 @@ def image_problem(entry: Mapping[str, Any]) -> Optional[str]:
             f"inference_engines.litellm names LiteLLM {tag or entry.get('digest')}, which must not run "
             "(some releases carry a credential stealer); use another version, for example v1.109.1."
         )
+    floor = str(entry.get("minimum_version") or "")
+    if floor and is_below(tag, floor):
+        return f"inference_engines.litellm names LiteLLM {tag}, which is below {floor}; use a newer one, for example v1.109.1."
     if not entry.get("digest") and not tag.removeprefix("v")[:1].isdigit():
         return f"inference_engines.litellm has the tag {tag!r}, which moves; use a version such as v1.109.1."
     return None

@@ -10,14 +10,18 @@ from typing import Any
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning import sizing
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import TIERS, Engine, Variant
+from ansible_collections.fleet.inference.plugins.module_utils.planning.compatibility import (
+    Refusal,
+    device_title,
+    first_variant,
+    nearest,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import PlanError
 from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import ServiceWish, Wishes, is_address
 
 HOST_POOL = "host"
 _VENDORS = {"cuda": ("nvidia", "NVIDIA GPU"), "rocm": ("amd", "AMD GPU"), "vulkan": (None, "GPU")}
 _WILDCARDS = ("0.0.0.0", "::", "*", "")  # noqa: S104 - the addresses of other programs' sockets
-#: Driver branch that last supports Maxwell, Pascal and Volta, that is compute capabilities below 7.5.
-_LAST_BRANCH_BEFORE_TURING = "580"
 
 
 @dataclass
@@ -63,11 +67,6 @@ def node_address(wishes: Wishes, facts: Mapping[str, Any]) -> str:
         f"{wishes.host}: no IPv4 address was found on this node; set inference_address to the address that the "
         "gateways reach it by"
     )
-
-
-def device_title(device: Mapping[str, Any]) -> str:
-    """Return a GPU's name for people: ``GPU 0 (NVIDIA H100)``."""
-    return f"GPU {device.get('index')} ({device.get('name') or 'unknown'})"
 
 
 def device_pool(device: Mapping[str, Any]) -> str:
@@ -142,90 +141,32 @@ def pinned_device(
 
 
 def choose_variant(
-    host: str, engine: Engine, tier: str, device: Mapping[str, Any] | None, facts: Mapping[str, Any]
+    host: str,
+    engine: Engine,
+    tier: str,
+    device: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
+    *,
+    others: Sequence[Engine] = (),
 ) -> Variant:
     """Return the first image of an engine that runs on this node and GPU.
 
+    Args:
+        host: The host's name.
+        engine: The wished backend.
+        tier: The node's tier.
+        device: The GPU, None on tier ``cpu``.
+        facts: Hardware facts of the node.
+        others: Engines that the text may name when this one does not run.
+
     Raises:
-        PlanError: None does; the text says why for the image that comes closest.
+        PlanError: None does; the text says why for the image that comes closest, and what would.
     """
-    variants = [variant for variant in engine.variants if variant.tier == tier]
-    if not variants:
-        tiers = ", ".join(sorted({variant.tier for variant in engine.variants}))
-        raise PlanError(f"{host}: {engine.name} has no image for tier {tier}; set inference_tier to one of {tiers}")
-    refusals = []
-    for variant in variants:
-        refusal = _refusal(engine, variant, device, facts)
-        if refusal is None:
-            return variant
-        refusals.append(refusal)
-    raise PlanError(f"{host}: {max(refusals, key=lambda item: item[0])[1]}")
-
-
-def _refusal(
-    engine: Engine, variant: Variant, device: Mapping[str, Any] | None, facts: Mapping[str, Any]
-) -> tuple[int, str] | None:
-    """Return why an image does not run here, with a rank that is higher the closer it comes."""
-    image = f"{engine.name}'s image {variant.tag}"
-    cpu = (facts.get("cpu") or {}).get("architecture")
-    if variant.architectures and cpu not in variant.architectures:
-        built = ", ".join(variant.architectures)
-        remedy = f"use a node of {built}" if variant.tier == "cpu" else "set inference_tier: cpu"
-        return 0, f"{image} is not built for the CPU architecture {cpu}; {remedy}"
-    if device is None:
-        return None
-    title, architecture = device_title(device), device.get("architecture")
-    if variant.gpu_architectures and architecture not in variant.gpu_architectures:
-        return 1, (
-            f"{title} is {architecture or 'of unknown architecture'}, for which {image} has no code; "
-            f"set inference_tier: vulkan, or use one of {', '.join(variant.gpu_architectures)}"
-        )
-    if architecture in variant.excluded_compute_capabilities:
-        return (
-            0,
-            f"{title} has compute capability {architecture}, for which {image} has no code; set inference_tier: cpu",
-        )
-    floor = variant.minimum_compute_capability
-    if floor and architecture and _version(architecture) < _version(floor):
-        return 1, (
-            f"{title} has compute capability {architecture} and {image} needs {floor} or newer; set inference_tier: cpu"
-        )
-    return _driver_refusal(image, variant, device, facts)
-
-
-def _driver_refusal(
-    image: str, variant: Variant, device: Mapping[str, Any], facts: Mapping[str, Any]
-) -> tuple[int, str] | None:
-    title, architecture = device_title(device), device.get("architecture")
-    driver = facts.get("driver") or {}
-    version, cuda = driver.get("version"), driver.get("cuda_version")
-    needed = variant.minimum_driver
-    if needed and (not version or _version(str(version)) < _version(needed)):
-        remedy = f"install driver {needed} or newer"
-        if architecture and variant.tier == "cuda" and _version(architecture) < (7, 5):
-            remedy = f"install driver branch {_LAST_BRANCH_BEFORE_TURING}, the last one for this GPU"
-        has = f"has driver {version}" if version else "has no driver"
-        return 3, f"{title} {has} and {image} needs {needed} or newer; {remedy}"
-    needed = variant.minimum_cuda_version
-    if needed and architecture not in variant.native_compute_capabilities:
-        if cuda and _version(str(cuda)) >= _version(needed):
-            return None
-        return 2, (
-            f"{title} has a driver for CUDA {cuda or 'unknown'} and {image} needs CUDA {needed} for compute capability "
-            f"{architecture}; install a driver that reports CUDA {needed} or newer"
-        )
-    return None
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """Return the leading numbers of a dotted version."""
-    numbers = []
-    for part in text.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
+    found = first_variant(engine, tier, device, facts)
+    if isinstance(found, Refusal):
+        near = nearest(others, engine.name, tier, device, facts)
+        raise PlanError(f"{host}: {found.sentence(near)}")
+    return found
 
 
 def make_pools(host: str, facts: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]) -> dict[str, Pool]:

@@ -69,6 +69,7 @@ def test_draining_or_adding_a_node_changes_nothing() -> None:
             "credential stealer",
         ),
         ({"tag": "v1.99.0", "denied": ["1.99.0"]}, "must not run"),
+        ({"tag": "v1.82.9", "minimum_version": "1.83.0"}, "below 1.83.0"),
         ({"tag": "main-stable"}, "moves"),
         ({"tag": ""}, "moves"),
     ],

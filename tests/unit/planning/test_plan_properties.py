@@ -19,7 +19,7 @@ CATALOG["models"]["qwen3-8b"]["gguf"] = [
     {**_BASE, "quantization": "Q6_K", "file": "q6.gguf", "size_bytes": 6_725_899_552, "sha256": "6" * 64},
     _BASE,
 ]
-MODELS = sorted(CATALOG["models"])
+MODELS = sorted(name for name, entry in CATALOG["models"].items() if "gguf" in entry)
 
 service_wishes = st.fixed_dictionaries(
     {"backend": st.just("llamacpp"), "model": st.sampled_from(MODELS)},

@@ -22,10 +22,7 @@ TWO_GPUS = gpu_facts(
         device("A2", 16384, "8.6", index=1, usable=False, unusable_reason="bound to vfio-pci"),
     ],
 )
-MODELS = (
-    "llama-3.1-8b-instruct, qwen2.5-coder-7b-instruct, qwen3-0.6b, qwen3-14b, qwen3-30b-a3b, qwen3-32b, qwen3-4b, "
-    "qwen3-8b, smollm2-135m-instruct"
-)
+MODELS = ", ".join(sorted(CATALOG["models"]))
 UUID = "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd"
 
 REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
