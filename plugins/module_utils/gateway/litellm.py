@@ -34,7 +34,7 @@ def image_problem(entry: Mapping[str, Any]) -> Optional[str]:
         )
     floor = str(entry.get("minimum_version") or "")
     if floor and is_below(tag, floor):
-        return f"inference_engines.litellm names LiteLLM {tag}, which is below {floor}; use a newer one, for example v1.109.1."
+        return f"inference_engines.litellm names LiteLLM {tag}, which is below {floor}; use v1.109.1, for example."
     if not entry.get("digest") and not tag.removeprefix("v")[:1].isdigit():
         return f"inference_engines.litellm has the tag {tag!r}, which moves; use a version such as v1.109.1."
     return None
