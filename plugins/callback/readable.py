@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 from ansible import constants as C
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.plugins.callback.minimal import CallbackModule as Minimal
+from ansible.utils.display import Display
 
 DOCUMENTATION = r"""
 name: readable
@@ -22,7 +24,10 @@ description:
     that an error is not printed a second time with its place in the source, and that included files are not listed.
   - The command C(ansible) prints as with P(ansible.builtin.minimal#callback), except that of a result with a C(summary)
     (a list of lines) only these lines are printed. It uses this callback where C(bin_ansible_callbacks) is set.
-  - With C(-v) all of it is printed as Ansible's own callbacks do.
+  - A play that has V(json) in its variable C(output_formats) can be run with C(-e format=json) for programs. Then only
+    what M(ansible.builtin.debug) says that is no text is printed on standard output, as JSON, and all else on standard
+    error.
+  - With C(-v) all else is printed as Ansible's own callbacks do.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -47,6 +52,30 @@ def _in_playbooks(name: str, ad_hoc: Any = None) -> Any:
     return method
 
 
+def _says_data(result: Any) -> bool:
+    """Whether a task is a debug that says a dictionary or a list."""
+    said = result.result.get("msg")
+    return result.task.action in C._ACTION_DEBUG and isinstance(said, dict | list)
+
+
+class _Aside:
+    """Ansible's display with all that it prints on standard error."""
+
+    def __init__(self, display: Any) -> None:
+        self.display_on_stdout = display.display
+        self._display = display
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._display, name)
+
+    def display(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        self._display.display(msg, *args, **{**kwargs, "stderr": True})
+
+    def banner(self, *args: Any, **kwargs: Any) -> None:
+        # Ansible's own, with this object for itself: it prints with the method above.
+        type(self._display).banner(self, *args, **kwargs)
+
+
 class CallbackModule(Default, Minimal):
     """The default callback, quieter; for the command `ansible` the minimal one."""
 
@@ -57,7 +86,6 @@ class CallbackModule(Default, Minimal):
     # ansible-console names no file at all.
     in_playbook = False
 
-    v2_playbook_on_play_start = _in_playbooks("v2_playbook_on_play_start")
     v2_playbook_on_task_start = _in_playbooks("v2_playbook_on_task_start")
     v2_playbook_on_no_hosts_remaining = _in_playbooks("v2_playbook_on_no_hosts_remaining")
     v2_playbook_on_stats = _in_playbooks("v2_playbook_on_stats")
@@ -87,9 +115,20 @@ class CallbackModule(Default, Minimal):
         if self.in_playbook:
             super().v2_playbook_on_start(playbook)
 
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        if not self.in_playbook:
+            return
+        wished = play.get_variable_manager().extra_vars.get("format")
+        aside = wished == "json" and wished in (play.vars.get("output_formats") or ())
+        self._display = _Aside(Display()) if aside else Display()
+        super().v2_playbook_on_play_start(play)
+
     def v2_runner_on_ok(self, result: Any) -> None:
         if not self.in_playbook:
             self._ad_hoc_ok(result)
+        elif isinstance(self._display, _Aside) and _says_data(result):
+            text = json.dumps(result.result["msg"], indent=2, ensure_ascii=False)
+            self._display.display_on_stdout(text)
         elif self._display.verbosity > 0 or not isinstance(result.task, TaskInclude):
             super().v2_runner_on_ok(result)
 

@@ -122,3 +122,60 @@ def test_a_summary_is_nothing_special_in_a_playbook(folder: Path) -> None:
     output = run("ansible-playbook", folder, str(folder / "facts.yml")).stdout
     assert "PLAY [localhost]" in output and "TASK [Say]" in output and "PLAY RECAP" in output
     assert "ok: [localhost]\n" in output and "one line" not in output
+
+
+DOCUMENT = {"nodes": [{"name": "gpü-01", "size": 1}], "missing": None}
+FORMATS = """
+- name: Answer
+  hosts: localhost
+  gather_facts: false
+  vars:
+    output_formats: [text, json]
+  tasks:
+    - name: Say a text
+      ansible.builtin.debug:
+        msg: only a text
+    - name: Answer programs
+      ansible.builtin.debug:
+        msg: "{{ document }}"
+    - name: Refuse
+      ansible.builtin.fail:
+        msg: refused at last
+"""
+
+
+def formats(folder: Path, play: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "formats.yml").write_text(play)
+    given = json.dumps({"document": DOCUMENT})
+    return run("ansible-playbook", folder, str(folder / "formats.yml"), "-e", given, *arguments)
+
+
+def test_programs_get_the_document_and_people_the_rest(folder: Path) -> None:
+    done = formats(folder, FORMATS, "-e", "format=json")
+    assert json.loads(done.stdout) == DOCUMENT
+    assert "gpü-01" in done.stdout
+    assert done.returncode == 2
+    for words in ("PLAY [Answer]", "TASK [Say a text]", "only a text", "refused at last", "PLAY RECAP"):
+        assert words in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("-e", "format=text"), ("-e", "format=yaml")])
+def test_people_get_all_on_standard_output(folder: Path, arguments: tuple[str, ...]) -> None:
+    done = formats(folder, FORMATS, *arguments)
+    assert done.stdout.startswith("\nPLAY [Answer]")
+    assert "PLAY RECAP" in done.stdout and "refused at last" in done.stdout
+    assert "PLAY" not in done.stderr
+
+
+def test_a_play_that_offers_no_formats_has_none(folder: Path) -> None:
+    play = FORMATS.replace("output_formats", "other")
+    done = formats(folder, play, "-e", "format=json")
+    assert "PLAY [Answer]" in done.stdout and "PLAY RECAP" in done.stdout
+
+
+def test_a_play_behind_one_with_formats_prints_as_ever(folder: Path) -> None:
+    play = FORMATS.replace("Refuse", "Go on").replace("fail", "debug") + FORMATS.replace("output_formats", "other")
+    done = formats(folder, play, "-e", "format=json")
+    document, _end, rest = done.stdout.partition("\n}\n")
+    assert json.loads(document + "}") == DOCUMENT
+    assert rest.startswith("\nPLAY [Answer]") and "PLAY RECAP" in rest

@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
-GIB = 1 << 30
-LABEL_WIDTH = 10
+from ansible_collections.fleet.inference.plugins.module_utils.text import (
+    LABEL_WIDTH,
+    after,
+    counted,
+    gib,
+    joined,
+    ranges,
+    row,
+    table,
+    widths,
+)
+
 VENDOR_NAMES = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 LINK_NAMES = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe"}
 #: The instruction sets that say how fast a processor infers, best first: (name, flag).
@@ -30,53 +40,33 @@ HEAD = ["", "Name", "Memory used / total", "Arch", "PCI", "NUMA", "State"]
 def lines(facts: Dict[str, Any]) -> List[str]:
     """Return the lines of `ansible_facts.gpu`, aligned, without line ends; what is unknown is a dash or left out."""
     devices = facts.get("devices") or []
-    found = _row("Node", _node(facts))
-    found += _row("Tier", _tier(facts, devices))
-    found += _row("Driver", _driver(facts.get("driver") or {}))
-    found += _row("Reboot", (facts.get("driver") or {}).get("reboot_reason"))
+    found = row("Node", _node(facts))
+    found += row("Tier", _tier(facts, devices))
+    found += row("Driver", _driver(facts.get("driver") or {}))
+    found += row("Reboot", (facts.get("driver") or {}).get("reboot_reason"))
     found += _gpus(devices)
-    found += _row("Links", _links(facts, devices))
-    found += _row("CPU", _cpu(facts.get("cpu") or {}))
-    found += _row("Memory", _memory(facts))
-    found += _row("Storage", _storage(facts.get("storage") or {}))
-    found += _row("Runtime", _runtime(facts.get("runtime") or {}))
+    found += row("Links", _links(facts, devices))
+    found += row("CPU", _cpu(facts.get("cpu") or {}))
+    found += row("Memory", _memory(facts))
+    found += row("Storage", _storage(facts.get("storage") or {}))
+    found += row("Runtime", _runtime(facts.get("runtime") or {}))
     for number, service in enumerate(facts.get("services") or []):
-        found += _row("" if number else "Services", _service(service))
+        found += row("" if number else "Services", _service(service))
     for number, error in enumerate(facts.get("errors") or []):
-        found += _row("" if number else "Errors", f"{error.get('source')}: {error.get('message')}")
+        found += row("" if number else "Errors", f"{error.get('source')}: {error.get('message')}")
     return found
-
-
-def _row(label: str, text: Optional[str]) -> List[str]:
-    return [label.ljust(LABEL_WIDTH) + text] if text else []
-
-
-def _joined(parts: Sequence[Optional[str]], separator: str = ", ") -> Optional[str]:
-    return separator.join(part for part in parts if part) or None
-
-
-def _after(word: str, value: Any) -> Optional[str]:
-    return None if value is None else f"{word} {value}"
-
-
-def _counted(count: Optional[int], one: str, several: Optional[str] = None) -> Optional[str]:
-    return None if count is None else f"{count} {one if count == 1 else several or one + 's'}"
-
-
-def _gib(value: Optional[int]) -> str:
-    return "-" if value is None else f"{value / GIB:.1f}"
 
 
 def _node(facts: Dict[str, Any]) -> Optional[str]:
     system = facts.get("os") or {}
-    name = _joined([system.get("id"), system.get("version_id")], " ")
+    name = joined([system.get("id"), system.get("version_id")], " ")
     container = system.get("container")
-    return _joined(
+    return joined(
         [
             system.get("hostname"),
             name,
-            _after("kernel", system.get("kernel")),
-            _after("systemd", system.get("systemd_version")),
+            after("kernel", system.get("kernel")),
+            after("systemd", system.get("systemd_version")),
             f"in a container ({container})" if container else None,
             "in WSL" if system.get("wsl") else None,
         ]
@@ -86,12 +76,12 @@ def _node(facts: Dict[str, Any]) -> Optional[str]:
 def _tier(facts: Dict[str, Any], devices: List[Dict[str, Any]]) -> Optional[str]:
     count = len(devices)
     switches = facts.get("nvswitch_count")
-    return _joined(
+    return joined(
         [
             facts.get("tier"),
-            _counted(count, "GPU"),
-            _after("usable:", facts.get("usable_count")) if count else None,
-            _counted(switches, "NVSwitch", "NVSwitches") if switches else None,
+            counted(count, "GPU"),
+            after("usable:", facts.get("usable_count")) if count else None,
+            counted(switches, "NVSwitch", "NVSwitches") if switches else None,
         ]
     )
 
@@ -99,11 +89,11 @@ def _tier(facts: Dict[str, Any], devices: List[Dict[str, Any]]) -> Optional[str]
 def _driver(driver: Dict[str, Any]) -> Optional[str]:
     module = driver.get("kernel_module_version")
     library = driver.get("library_version")
-    return _joined(
+    return joined(
         [
-            _joined([driver.get("version"), _in_brackets(driver.get("module_flavour"))], " "),
-            _after("CUDA", driver.get("cuda_version")),
-            _after("ROCm", driver.get("rocm_version")),
+            joined([driver.get("version"), _in_brackets(driver.get("module_flavour"))], " "),
+            after("CUDA", driver.get("cuda_version")),
+            after("ROCm", driver.get("rocm_version")),
             f"library {library} does not match the loaded module {module}" if driver.get("mismatch") else None,
         ]
     )
@@ -126,7 +116,7 @@ def _labels(devices: List[Dict[str, Any]]) -> List[str]:
 
 def _gpus(devices: List[Dict[str, Any]]) -> List[str]:
     if not devices:
-        return _row("GPUs", "none")
+        return row("GPUs", "none")
     rows = [HEAD]
     below: Dict[int, List[str]] = {}
     labels = _labels(devices)
@@ -136,7 +126,7 @@ def _gpus(devices: List[Dict[str, Any]]) -> List[str]:
             [
                 labels[position],
                 device.get("name") or "-",
-                "-" if used is None and total is None else f"{_gib(used)} / {_gib(total)} GiB",
+                "-" if used is None and total is None else f"{gib(used)} / {gib(total)} GiB",
                 device.get("architecture") or "-",
                 device.get("pci_bus_id") or "-",
                 "-" if device.get("numa_node") is None else str(device["numa_node"]),
@@ -144,12 +134,11 @@ def _gpus(devices: List[Dict[str, Any]]) -> List[str]:
             ]
         )
         below[len(rows) - 1] = _parts(device)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    first = widths(rows)[0]
     found = []
-    for number, row in enumerate(rows):
-        cells = [cell.ljust(widths[column]) for column, cell in enumerate(row)]
-        found.append(("" if number else "GPUs").ljust(LABEL_WIDTH) + "  ".join(cells).rstrip())
-        found += [" " * (LABEL_WIDTH + widths[0] + 4) + line for line in below.get(number, [])]
+    for number, line in enumerate(table(rows)):
+        found.append(("" if number else "GPUs").ljust(LABEL_WIDTH) + line)
+        found += [" " * (LABEL_WIDTH + first + 4) + part for part in below.get(number, [])]
     return found
 
 
@@ -162,7 +151,7 @@ def _state(device: Dict[str, Any]) -> str:
         words = ["MIG"] if mig.get("instances") else ["MIG without instances"]
     health = device.get("health")
     return (
-        _joined(
+        joined(
             [
                 *words,
                 None if words or health not in ("ok", None) else "ok",
@@ -187,14 +176,14 @@ def _parts(device: Dict[str, Any]) -> List[str]:
         shared = " (shared)" if instance.get("memory_shared") else ""
         found.append(
             f"MIG {instance.get('index')}: {instance.get('profile') or '-'}, "
-            f"{_gib(instance.get('memory_total_bytes'))} GiB{shared}"
+            f"{gib(instance.get('memory_total_bytes'))} GiB{shared}"
         )
     partition = device.get("partition")
     if partition:
-        mode = _joined([partition.get("compute"), partition.get("memory")], "/")
+        mode = joined([partition.get("compute"), partition.get("memory")], "/")
         sizes = {instance.get("memory_total_bytes") for instance in partition.get("instances") or []} - {None}
-        each = f"{_gib(sizes.pop())} GiB each" if len(sizes) == 1 else None
-        text = _joined([_counted(partition.get("count"), "partition"), each])
+        each = f"{gib(sizes.pop())} GiB each" if len(sizes) == 1 else None
+        text = joined([counted(partition.get("count"), "partition"), each])
         found += [f"{mode or 'partitioned'}" + (f": {text}" if text else "")]
     return found
 
@@ -209,23 +198,10 @@ def _links(facts: Dict[str, Any], devices: List[Dict[str, Any]]) -> Optional[str
         members = [labels[position] for position in domain.get("devices") or [] if position < len(labels)]
         node = domain.get("numa_node")
         texts.append(
-            f"{LINK_NAMES.get(str(domain.get('type')), domain.get('type'))} {_ranges(members)}"
+            f"{LINK_NAMES.get(str(domain.get('type')), domain.get('type'))} {ranges(members)}"
             + ("" if node is None else f" (NUMA {node})")
         )
     return "; ".join(texts)
-
-
-def _ranges(labels: List[str]) -> str:
-    """0, 1, 2, 5 becomes 0-2, 5; labels that are no numbers stay as they are."""
-    if not all(label.isdigit() for label in labels):
-        return ", ".join(labels)
-    found: List[List[int]] = []
-    for number in sorted(int(label) for label in labels):
-        if found and number == found[-1][-1] + 1:
-            found[-1] = [found[-1][0], number]
-        else:
-            found.append([number])
-    return ", ".join("-".join(str(number) for number in group) for group in found)
 
 
 def _cpu(cpu: Dict[str, Any]) -> Optional[str]:
@@ -233,13 +209,13 @@ def _cpu(cpu: Dict[str, Any]) -> Optional[str]:
     model = cpu.get("model") or cpu.get("architecture")
     usable, threads = cpu.get("cores"), cpu.get("threads")
     flags = cpu.get("flags") or []
-    return _joined(
+    return joined(
         [
             f"{sockets} x {model}" if model and sockets > 1 else model,
-            _counted(cpu.get("physical_cores"), "core"),
-            _counted(threads, "thread"),
+            counted(cpu.get("physical_cores"), "core"),
+            counted(threads, "thread"),
             f"{usable} of them usable" if usable is not None and threads is not None and usable < threads else None,
-            _joined([name for name, flag in BEST_FLAGS if flag in flags], " "),
+            joined([name for name, flag in BEST_FLAGS if flag in flags], " "),
         ]
     )
 
@@ -249,10 +225,10 @@ def _memory(facts: Dict[str, Any]) -> Optional[str]:
     if total is None:
         return None
     nodes = [node for node in facts.get("numa") or [] if node.get("cpus")]
-    return _joined(
+    return joined(
         [
-            f"{_gib(available)} of {_gib(total)} GiB available",
-            _counted(len(nodes), "NUMA node") if len(nodes) > 1 else None,
+            f"{gib(available)} of {gib(total)} GiB available",
+            counted(len(nodes), "NUMA node") if len(nodes) > 1 else None,
         ]
     )
 
@@ -260,9 +236,9 @@ def _memory(facts: Dict[str, Any]) -> Optional[str]:
 def _storage(storage: Dict[str, Any]) -> Optional[str]:
     if storage.get("free_bytes") is None:
         return None
-    return _joined(
+    return joined(
         [
-            f"{_gib(storage['free_bytes'])} of {_gib(storage.get('total_bytes'))} GiB free for {storage.get('path')}",
+            f"{gib(storage['free_bytes'])} of {gib(storage.get('total_bytes'))} GiB free for {storage.get('path')}",
             storage.get("filesystem"),
         ]
     )
@@ -273,17 +249,17 @@ def _runtime(runtime: Dict[str, Any]) -> Optional[str]:
     devices = cdi.get("devices") or []
     running = (docker or {}).get("running")
     state = "not answering" if running is None else "running" if running else "stopped"
-    specification = _counted(len(devices), "CDI device") if devices else None
+    specification = counted(len(devices), "CDI device") if devices else None
     if specification and cdi.get("stale"):
         specification += f" for driver {cdi.get('nvidia_driver_version')}, which is not the loaded one"
     return (
-        _joined(
+        joined(
             [
                 f"Docker {docker.get('version')} ({state}, CDI {'on' if docker.get('cdi') else 'off'})"
                 if docker
                 else None,
-                _after("podman", (runtime.get("podman") or {}).get("version")),
-                _after("NVIDIA container toolkit", (toolkit or {}).get("version")),
+                after("podman", (runtime.get("podman") or {}).get("version")),
+                after("NVIDIA container toolkit", (toolkit or {}).get("version")),
                 specification,
             ]
         )
@@ -294,5 +270,5 @@ def _runtime(runtime: Dict[str, Any]) -> Optional[str]:
 def _service(service: Dict[str, Any]) -> Optional[str]:
     port = service.get("port")
     address = service.get("address")
-    place = _joined([address, None if port is None else str(port)], ":")
-    return _joined([service.get("name"), service.get("backend"), service.get("model"), place])
+    place = joined([address, None if port is None else str(port)], ":")
+    return joined([service.get("name"), service.get("backend"), service.get("model"), place])
