@@ -15,7 +15,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.errors im
 BACKENDS = ("llamacpp", "ollama", "sglang", "vllm")
 TIERS = ("cpu", "cuda", "rocm", "vulkan")
 #: The backends that this version plans; the engine table describes more.
-PLANNED_BACKENDS = ("llamacpp",)
+PLANNED_BACKENDS = ("llamacpp", "ollama", "sglang", "vllm")
 #: Formats of weights, best quality first. An MXFP4 file for llama.cpp is a GGUF file.
 FORMATS = ("bf16", "fp16", "fp8", "int8", "nvfp4", "mxfp4", "awq", "gptq", "gguf")
 #: The formats that a repository of safetensors may have.

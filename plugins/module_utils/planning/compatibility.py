@@ -183,6 +183,15 @@ def nearest(
         for served in served_formats(engine, other, None if other == "cpu" else device, facts, formats)
     ]
 
+    return best(options, backend, tier, device)
+
+
+def best(
+    options: Iterable[Alternative], backend: str, tier: str, device: Mapping[str, Any] | None
+) -> Alternative | None:
+    """Return the alternative that is nearest to a backend on a tier, by the order of `nearest`; None of none."""
+    tiers = _tiers(tier, device)
+
     def cost(option: Alternative) -> tuple[int, bool, int, int]:
         quality, taste = FORMATS.index(option.served.model_format), _PREFERENCE.index(option.backend)
         return tiers.index(option.tier), option.backend != backend, quality, taste

@@ -4,14 +4,44 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MIB = 1024**2
 GIB = 1024**3
 
 
 class PlanError(ValueError):
-    """There is no plan; the text is one sentence: host, variable or service, what is wrong, what would be right."""
+    """There is no plan; a sentence for each reason: host, variable or service, what is wrong, what would be right.
+
+    The text has a line for each of the ``problems``.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Problems:
+    """Collects refusals, so that all of a node's are told at once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def each(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        """Return what the function returns, or None and remember the problems when it raises PlanError."""
+        try:
+            return function(*arguments)
+        except PlanError as error:
+            self._texts += [text for text in error.problems if text not in self._texts]
+            return None
+
+    def tell(self) -> None:
+        """Raise PlanError with all problems, if there is any."""
+        if self._texts:
+            raise PlanError(*self._texts)
 
 
 def size_text(number_of_bytes: int) -> str:

@@ -1,38 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where services go: the node's address and tier, GPUs, image variants and ports."""
+"""The node around the services: its tier, its address, their ports, and what a container is given of a unit."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.fleet.inference.plugins.module_utils.planning import sizing
-from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import TIERS, Engine, Variant
-from ansible_collections.fleet.inference.plugins.module_utils.planning.compatibility import (
-    Refusal,
-    device_title,
-    first_variant,
-    nearest,
-)
+from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import TIERS, Engine
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Unit
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import PlanError
-from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import ServiceWish, Wishes, is_address
+from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import Wishes, is_address
 
-HOST_POOL = "host"
-_VENDORS = {"cuda": ("nvidia", "NVIDIA GPU"), "rocm": ("amd", "AMD GPU"), "vulkan": (None, "GPU")}
+_TITLES = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "vulkan": "GPU"}
 _WILDCARDS = ("0.0.0.0", "::", "*", "")  # noqa: S104 - the addresses of other programs' sockets
-
-
-@dataclass
-class Pool:
-    """Memory that services share: the host's, or one GPU's. ``taken`` is what the services' smallest settings need."""
-
-    name: str
-    title: str
-    budget: int
-    taken: int = 0
-    services: list[str] = field(default_factory=list)
 
 
 def node_tier(wishes: Wishes, facts: Mapping[str, Any]) -> str:
@@ -69,127 +50,49 @@ def node_address(wishes: Wishes, facts: Mapping[str, Any]) -> str:
     )
 
 
-def device_pool(device: Mapping[str, Any]) -> str:
-    """Return the name of a GPU's memory: its UUID (else its PCI address), or the host's for unified memory."""
-    if device.get("unified_memory"):
-        return HOST_POOL
-    return str(device.get("uuid") or device.get("pci_bus_id"))
+def tier_title(tier: str) -> str:
+    """Return what a tier's units are called: ``NVIDIA GPU``."""
+    return _TITLES[tier]
 
 
-def usable_devices(host: str, tier: str, facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the GPUs of a tier that services may use, most memory first, then by PCI address.
-
-    Raises:
-        PlanError: There is none.
-    """
-    vendor, title = _VENDORS[tier]
-    devices = [item for item in facts.get("devices") or [] if vendor is None or item.get("vendor") == vendor]
-    usable = [item for item in devices if item.get("usable") and not _is_partitioned(item)]
-    known = [item for item in usable if item.get("memory_total_bytes") or item.get("unified_memory")]
-    if known:
-        return sorted(known, key=lambda item: (-(item.get("memory_total_bytes") or 0), str(item.get("pci_bus_id"))))
-    if usable:
-        raise PlanError(
-            f"{host}: the memory of {device_title(usable[0])} is unknown; install its driver and gather the facts "
-            "again, or set inference_tier: cpu"
-        )
-    reasons = "; ".join(f"{device_title(item)}: {_unusable_reason(item)}" for item in devices)
-    raise PlanError(
-        f"{host}: tier is {tier} but no {title} is usable{f' ({reasons})' if reasons else ''}; "
-        "repair it, or set inference_tier: cpu"
-    )
-
-
-def _is_partitioned(device: Mapping[str, Any]) -> bool:
-    """A card in several partitions shows its whole memory, of which one process has a part."""
-    return ((device.get("partition") or {}).get("count") or 1) > 1
-
-
-def _unusable_reason(device: Mapping[str, Any], unknown: str = "unknown reason") -> str:
-    if _is_partitioned(device):
-        return f"it is partitioned ({device['partition'].get('compute')}), and one whole card is needed; set it to SPX"
-    return str(device.get("unusable_reason") or unknown)
-
-
-def pinned_device(
-    host: str, wish: ServiceWish, usable: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Return the GPU that a service is pinned to.
-
-    Raises:
-        PlanError: The node has no such GPU, it is not usable, or several are pinned.
-    """
-    assert wish.gpus is not None
-    where = wish.place("gpus")
-    if len(wish.gpus) != 1:
-        raise PlanError(
-            f"{host}: {where} names {len(wish.gpus)} GPUs, and {wish.backend} uses one GPU in this version; name one"
-        )
-    pin = wish.gpus[0]
-    key = "index" if isinstance(pin, int) else "uuid"
-    for device in usable:
-        if device.get(key) == pin:
-            return device
-    listed = ", ".join(f"{item.get('index')} ({item.get('uuid')})" for item in usable)
-    for device in facts.get("devices") or []:
-        if device.get(key) == pin:
-            reason = _unusable_reason(device, "it does not belong to the node's tier")
-            raise PlanError(
-                f"{host}: {where} names {device_title(device)}, which is not usable: {reason}; use {listed}"
-            )
-    raise PlanError(f"{host}: {where} names {pin}, which this node does not have; use {listed}")
-
-
-def choose_variant(
-    host: str,
-    engine: Engine,
-    tier: str,
-    device: Mapping[str, Any] | None,
-    facts: Mapping[str, Any],
-    *,
-    others: Sequence[Engine] = (),
-) -> Variant:
-    """Return the first image of an engine that runs on this node and GPU.
-
-    Args:
-        host: The host's name.
-        engine: The wished backend.
-        tier: The node's tier.
-        device: The GPU, None on tier ``cpu``.
-        facts: Hardware facts of the node.
-        others: Engines that the text may name when this one does not run.
-
-    Raises:
-        PlanError: None does; the text says why for the image that comes closest, and what would.
-    """
-    found = first_variant(engine, tier, device, facts)
-    if isinstance(found, Refusal):
-        near = nearest(others, engine.name, tier, device, facts)
-        raise PlanError(f"{host}: {found.sentence(near)}")
-    return found
-
-
-def make_pools(host: str, facts: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]) -> dict[str, Pool]:
-    """Return the memory that services may take: the host's, and that of every GPU with memory of its own."""
-    total = facts.get("memory_total_bytes")
-    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
-        raise PlanError(
-            f"{host}: memory_total_bytes of the hardware facts is {total!r}; gather them again with "
-            "fleet.inference.gpu_facts"
-        )
-    pools = {HOST_POOL: Pool(HOST_POOL, "host memory", int(total * sizing.HOST_SHARE))}
-    for device in devices:
-        name = device_pool(device)
-        if name != HOST_POOL:
-            budget = int(device["memory_total_bytes"] * sizing.GPU_SHARE)
-            pools[name] = Pool(name, f"memory on {device_title(device)}", budget)
-    return pools
+def container_device(unit: Unit, tier: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a unit with what its container is given: a CDI name, else device nodes and the groups that own them."""
+    device, instance = unit.device, unit.instance or {}
+    runtime = facts.get("runtime") or {}
+    known = (runtime.get("cdi") or {}).get("devices") or []
+    cdi = None
+    if unit.vendor == "nvidia":
+        # nvidia-ctk names every GPU by UUID and by index unless told otherwise; the UUID survives a changed order.
+        number = unit.index if unit.kind == "gpu" else f"{unit.index}:{instance.get('index')}"
+        by_index = f"nvidia.com/gpu={number}"
+        uuid = device.get("uuid") if unit.kind == "gpu" else instance.get("uuid")
+        cdi = f"nvidia.com/gpu={uuid}" if uuid else by_index
+        if known and cdi not in known and by_index in known:
+            cdi = by_index
+    elif unit.vendor == "amd" and unit.kind == "gpu" and f"amd.com/gpu={unit.index}" in known:
+        cdi = f"amd.com/gpu={unit.index}"
+    container_devices: list[str] = [] if cdi is None else [cdi]
+    groups: list[int] = []
+    if cdi is None:
+        render = instance.get("render_node") or device.get("render_node")
+        container_devices = [*(["/dev/kfd"] if tier == "rocm" else []), *([str(render)] if render else [])]
+        # Groups by number: the name render has another number in the image, or none.
+        numbers = facts.get("groups") or {}
+        groups = [numbers[name] for name in ("render", "video") if numbers.get(name) is not None]
+    return {
+        "index": unit.index,
+        "uuid": instance.get("uuid") or device.get("uuid"),
+        "pci_bus_id": device.get("pci_bus_id"),
+        "vendor": unit.vendor,
+        "container_devices": container_devices,
+        "container_groups": groups,
+    }
 
 
 def assign_ports(
     wishes: Wishes, engines: Mapping[str, Engine], address: str, facts: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Give every service its port: the wished one, else the backend's default and the next free ones after it.
+    """Give every service its port: the wished one, else the backend's default and the next free ones after it, by name.
 
     Raises:
         PlanError: Two services wish one port, or something that is no service of ours listens on a port.
@@ -204,7 +107,8 @@ def assign_ports(
                     "inference_services; give each its own port"
                 )
             ports[wish.name], owners[wish.port] = wish.port, wish.name
-    for wish in wishes.services:
+    # By name, so that the order of the list changes nothing.
+    for wish in sorted(wishes.services, key=lambda wish: wish.name):
         if wish.name not in ports:
             port = wish.default_port or engines[wish.backend].port
             while port in owners:

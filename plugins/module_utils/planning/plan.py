@@ -4,42 +4,87 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.fleet.inference.plugins.module_utils.planning import images, llamacpp, placement, sizing
+from ansible_collections.fleet.inference.plugins.module_utils.planning import (
+    assignment,
+    backend_llamacpp,
+    backend_ollama,
+    backend_sglang,
+    backend_vllm,
+    compatibility,
+    images,
+    kv_cache,
+    placement,
+    sizing,
+)
+from ansible_collections.fleet.inference.plugins.module_utils.planning.assignment import (
+    Assignment,
+    Candidate,
+    Place,
+    Refused,
+    Wanted,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import (
     Catalog,
     Engine,
     Model,
     ModelFile,
+    OllamaModel,
     Variant,
+    Weights,
+)
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import (
+    HOST_SHARE,
+    Artifact,
+    Backend,
+    Demand,
+    Request,
+    Setting,
+    Share,
+    Situation,
+    Unit,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import (
-    MIB,
     PlanError,
+    Problems,
     choices_text,
     size_text,
 )
-from ansible_collections.fleet.inference.plugins.module_utils.planning.placement import HOST_POOL, Pool
-from ansible_collections.fleet.inference.plugins.module_utils.planning.sizing import Demand, Request, Setting
-from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import ServiceWish, Wishes, parse_wishes
+from ansible_collections.fleet.inference.plugins.module_utils.planning.sizing import (
+    CONTEXT_STEP,
+    DEFAULT_PARALLEL,
+    USEFUL_CONTEXT,
+)
+from ansible_collections.fleet.inference.plugins.module_utils.planning.units import find, units, unusable
+from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import (
+    SETTINGS,
+    ServiceWish,
+    Wishes,
+    parse_wishes,
+)
 
 SCHEMA_VERSION = 1
 FACTS_SCHEMA_VERSION = 1
 
+#: Backends that page their KV cache: alone on a unit they take all that services may take of it.
+PAGED = ("sglang", "vllm")
+#: What a model lacks that a backend cannot load.
+NEEDS = {
+    "llamacpp": "no GGUF file",
+    "ollama": "no Ollama tag and no GGUF file",
+    "sglang": "no repository of safetensors",
+    "vllm": "no repository of safetensors",
+}
+#: Backends that keep a cache of prompts in host memory.
+PROMPT_CACHES = ("llamacpp", "ollama")
 
-@dataclass(frozen=True)
-class _Service:
-    """A service on its way through the plan: what is wished, where it goes, what is to be sized."""
-
-    wish: ServiceWish
-    engine: Engine
-    variant: Variant
-    device: Mapping[str, Any] | None
-    pool: Pool
-    request: Request
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (backend_llamacpp.BACKEND, backend_ollama.BACKEND, backend_sglang.BACKEND, backend_vllm.BACKEND)
+}
 
 
 def plan_node(facts: Mapping[str, Any], wishes: Mapping[str, Any], catalog: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,45 +101,88 @@ def plan_node(facts: Mapping[str, Any], wishes: Mapping[str, Any], catalog: Mapp
         A plain dictionary (schema_version 1): node, address, tier, services, models, warnings. Sizes are bytes.
 
     Raises:
-        PlanError: There is no plan; the text is one sentence that begins with the host's name.
+        PlanError: There is no plan; every problem is one sentence that begins with the host's name.
     """
     book = Catalog(str(wishes.get("host") or "this host"), catalog)
     return _Planner(parse_wishes(wishes, book.backends), facts, book).plan()
 
 
+@dataclass(frozen=True)
+class _Option:
+    """What a service may be made of on some of the node's units: an image, and the artifacts that it serves there."""
+
+    variant: Variant
+    artifacts: tuple[Artifact, ...]
+
+
+@dataclass(frozen=True)
+class _Service:
+    """A service on its way through the plan."""
+
+    wish: ServiceWish
+    engine: Engine
+    backend: Backend
+    model: Model
+    # By unit, or under None for the CPU.
+    options: Mapping[str | None, _Option]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A service with its place: what it may be made of there, and what is to be sized."""
+
+    service: _Service
+    place: Place
+    variant: Variant
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return self.service.wish.name
+
+
 class _Planner:
-    """The steps of one plan: tier and address, ports, placement of every service, sizing, and the result."""
+    """The steps of one plan: tier and address, ports, what each service may be made of, places, sizing, the result."""
 
     def __init__(self, wishes: Wishes, facts: Mapping[str, Any], book: Catalog) -> None:
         self._host = wishes.host
         self._wishes = wishes
         self._facts = facts
         self._book = book
+        self._problems = Problems()
         self._check_facts()
         self._tier = placement.node_tier(wishes, facts)
-        self._address = placement.node_address(wishes, facts)
+        self._address = self._problems.each(placement.node_address, wishes, facts) or ""
         self._engines = {wish.backend: book.engine(wish.backend) for wish in wishes.services}
-        self._ports = placement.assign_ports(wishes, self._engines, self._address, facts)
-        self._devices: list[Mapping[str, Any]] = []
+        self._ports = self._problems.each(placement.assign_ports, wishes, self._engines, self._address, facts) or {}
+        self._units: tuple[Unit, ...] = ()
         if self._tier != "cpu" and wishes.services:
-            self._devices = placement.usable_devices(self._host, self._tier, facts)
-        self._pools = placement.make_pools(self._host, facts, self._devices)
-        self._host_pool = self._pools[HOST_POOL]
+            self._units = units(facts, self._tier)
+            if not self._units:
+                self._problems.each(self._no_unit)
+        self._host_budget = self._host_memory()
+        self._start_order: tuple[str, ...] = ()
+        self._needs: dict[tuple[str, str, int, int], Demand] = {}
 
     def plan(self) -> dict[str, Any]:
         """Return the plan."""
-        services = [self._place(wish) for wish in self._wishes.services]
-        chosen = self._size(services)
-        planned = self._resolve(services, chosen)
-        models = {item["model_file"]["path"]: item["model_file"] for item in planned}
+        services = [self._problems.each(self._service, wish) for wish in self._wishes.services]
+        self._problems.tell()
+        known = [service for service in services if service is not None]
+        placed = self._place(known)
+        chosen = self._size(placed)
+        planned = self._resolve(placed, chosen)
+        models = {item["model_file"]["path"]: item["model_file"] for item in planned if item["model_file"]}
         return {
             "schema_version": SCHEMA_VERSION,
             "node": self._host,
             "address": self._address,
             "tier": self._tier,
             "services": planned,
+            "start_order": list(self._start_order),
             "models": [models[path] for path in sorted(models)],
-            "warnings": self._warnings(services, chosen),
+            "warnings": self._warnings(placed, chosen),
         }
 
     def _check_facts(self) -> None:
@@ -109,217 +197,499 @@ class _Planner:
                 f"{FACTS_SCHEMA_VERSION}; gather the facts again with fleet.inference.gpu_facts"
             )
 
-    def _place(self, wish: ServiceWish) -> _Service:
-        """Find the service's model, GPU and image, and take the memory of its smallest setting from the pools."""
-        model = self._book.model(wish.model, wish.place("model"))
-        request = _request(self._host, wish, model, self._tier)
-        engine = self._engines[wish.backend]
-        if self._tier == "cpu":
-            if wish.gpus is not None:
-                raise PlanError(
-                    f"{self._host}: {wish.place('gpus')} names a GPU but the node's tier is cpu; "
-                    "leave it out or use a node with GPUs"
-                )
-            pool, device = self._host_pool, None
-        else:
-            pool, device = _pick(self._candidates(wish, engine), self._pools, request)
-        variant = placement.choose_variant(self._host, engine, self._tier, device, self._facts)
-        service = _Service(wish, engine, variant, device, pool, request)
-        self._take(service)
-        return service
+    def _host_memory(self) -> int:
+        total = self._facts.get("memory_total_bytes")
+        if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+            raise PlanError(
+                f"{self._host}: memory_total_bytes of the hardware facts is {total!r}; gather them again with "
+                "fleet.inference.gpu_facts"
+            )
+        return int(total * HOST_SHARE)
 
-    def _candidates(self, wish: ServiceWish, engine: Engine) -> list[Mapping[str, Any]]:
-        """Return the GPUs that a service may go to: the pinned one, else those that one of its images runs on."""
-        if wish.gpus is not None:
-            return [placement.pinned_device(self._host, wish, self._devices, self._facts)]
-        candidates, refusals = [], []
-        for device in self._devices:
-            try:
-                placement.choose_variant(self._host, engine, self._tier, device, self._facts)
-            except PlanError as error:
-                refusals.append(error)
-            else:
-                candidates.append(device)
-        if not candidates:
-            raise refusals[0]
-        return candidates
-
-    def _take(self, service: _Service) -> None:
-        """Take the smallest setting's memory from its pools, or refuse with the largest setting that fits."""
-        setting = sizing.smallest(service.request)
-        if not self._fits(service.pool, service.request, setting):
-            raise PlanError(self._does_not_fit(service, setting))
-        self._account(service, setting, 1)
-        service.pool.services.append(service.wish.name)
-        if service.pool is not self._host_pool:
-            self._host_pool.services.append(service.wish.name)
-
-    def _fits(self, pool: Pool, request: Request, setting: Setting) -> bool:
-        return self._have_room(pool, [sizing.demand(request, setting)])
-
-    def _have_room(self, pool: Pool, needs: Sequence[Demand]) -> bool:
-        own, beside = sum(need.total for need in needs), sum(need.host for need in needs)
-        if pool is self._host_pool:
-            return pool.taken + own + beside <= pool.budget
-        return pool.taken + own <= pool.budget and self._host_pool.taken + beside <= self._host_pool.budget
-
-    def _account(self, service: _Service, setting: Setting, sign: int) -> None:
-        need = sizing.demand(service.request, setting)
-        service.pool.taken += sign * need.total
-        self._host_pool.taken += sign * need.host
-
-    def _does_not_fit(self, service: _Service, setting: Setting) -> str:
-        request, pool = service.request, service.pool
-        need = sizing.demand(request, setting)
-        bytes_needed, short = need.total, pool
-        if pool is self._host_pool:
-            bytes_needed += need.host
-        elif pool.taken + need.total <= pool.budget:
-            bytes_needed, short = need.host, self._host_pool
-        slots = f"{setting.parallel} slot{'s' if setting.parallel > 1 else ''} of {setting.context_length} tokens"
-        others = f" beside {', '.join(short.services)}" if short.services else ""
-        larger = f"take a smaller model, or a {'node' if short is self._host_pool else 'GPU'} with more memory"
-        return (
-            f"{self._host}: service {service.wish.name} needs {size_text(bytes_needed)} of {short.title} for "
-            f"{request.model.name} ({setting.file.quantization}, {slots}) and "
-            f"{size_text(max(0, short.budget - short.taken))} can be used{others}; "
-            + (self._remedy(service, setting) or larger)
+    def _no_unit(self) -> None:
+        reasons = "; ".join(unusable(self._facts, self._tier))
+        raise PlanError(
+            f"{self._host}: tier is {self._tier} but no {placement.tier_title(self._tier)} is usable"
+            f"{f' ({reasons})' if reasons else ''}; repair it, or set inference_tier: cpu"
         )
 
-    def _remedy(self, service: _Service, setting: Setting) -> str | None:
-        """Return the words for the largest setting that fits, in the order of what it costs the user, else None."""
-        wish, request, pool, step = service.wish, service.request, service.pool, sizing.CONTEXT_STEP
-        if request.context_length is not None:
-            for context in range((request.context_length - 1) // step * step, 0, -step):
-                if self._fits(pool, request, replace(setting, context_length=context)):
-                    return wish.remedy("context_length", context)
-        for parallel in range(setting.parallel - 1, 0, -1):
-            if self._fits(pool, request, replace(setting, parallel=parallel)):
+    # what a service may be made of
+
+    def _service(self, wish: ServiceWish) -> _Service:
+        model = self._book.model(wish.model, wish.place("model"))
+        backend, engine = BACKENDS[wish.backend], self._engines[wish.backend]
+        if wish.context_length is not None and wish.context_length > model.context_length:
+            raise PlanError(
+                f"{self._host}: {wish.place('context_length')} is {wish.context_length}, above the "
+                f"{model.context_length} tokens of {model.name}; " + wish.remedy("context_length", model.context_length)
+            )
+        if wish.kv_cache_type is not None and wish.kv_cache_type not in backend.kv_cache_types:
+            raise PlanError(
+                f"{self._host}: {wish.place('kv_cache_type')} is {wish.kv_cache_type!r}; give one of "
+                f"{', '.join(backend.kv_cache_types)}"
+            )
+        if self._tier == "cpu" and wish.gpus is not None:
+            raise PlanError(
+                f"{self._host}: {wish.place('gpus')} names a GPU but the node's tier is cpu; "
+                "leave it out or use a node with GPUs"
+            )
+        artifacts = self._wished_artifacts(wish, model, backend)
+        return _Service(wish, engine, backend, model, self._options(model, engine, artifacts))
+
+    def _wished_artifacts(self, wish: ServiceWish, model: Model, backend: Backend) -> tuple[Artifact, ...]:
+        every = backend.artifacts(model)
+        if not every:
+            raise PlanError(
+                f"{self._host}: {wish.place('model')} is {model.name}, which has {NEEDS[backend.name]} in "
+                "inference_models; add one"
+            )
+        wished = tuple(item for item in every if wish.quantization in (None, item.name))
+        if not wished:
+            raise PlanError(
+                f"{self._host}: {wish.place('quantization')} is {wish.quantization}, which {model.name} does not have "
+                f"for {backend.name}; give one of {choices_text(item.name for item in every)}"
+            )
+        return wished
+
+    def _options(self, model: Model, engine: Engine, artifacts: tuple[Artifact, ...]) -> dict[str | None, _Option]:
+        """Return what the service may be made of on each unit, one of its images being able to run there."""
+        options: dict[str | None, _Option] = {}
+        refusals: list[str] = []
+        # What runs on a GPU depends on its architecture alone.
+        by_architecture: dict[str | None, _Option | None] = {}
+        formats = tuple(dict.fromkeys(item.format for item in artifacts))
+        for unit in self._units if self._tier != "cpu" else (None,):
+            device = None if unit is None else unit.device
+            architecture = None if unit is None else unit.architecture
+            if architecture not in by_architecture:
+                option = self._option(engine, device, artifacts, formats)
+                by_architecture[architecture] = option
+                if option is None:
+                    refusals.append(self._not_served(engine, device, formats, model))
+            option = by_architecture[architecture]
+            if option is not None:
+                options[None if unit is None else unit.identity] = option
+        if not options and refusals:
+            raise PlanError(f"{self._host}: {refusals[0]}")
+        return options
+
+    def _option(
+        self, engine: Engine, device: Mapping[str, Any] | None, artifacts: tuple[Artifact, ...], formats: Sequence[str]
+    ) -> _Option | None:
+        served = compatibility.served_formats(engine, self._tier, device, self._facts, formats)
+        if not served:
+            return None
+        variant = served[0].variant
+        names = {item.model_format for item in served if item.variant == variant}
+        return _Option(variant, tuple(item for item in artifacts if item.format in names))
+
+    def _not_served(
+        self, engine: Engine, device: Mapping[str, Any] | None, formats: Sequence[str], model: Model
+    ) -> str:
+        """Say why none of the formats can be served on a device, and what is the nearest that can."""
+        found = compatibility.first_variant(engine, self._tier, device, self._facts)
+        if isinstance(found, Variant):
+            found = compatibility.first_variant(engine, self._tier, device, self._facts, formats[0])
+        if isinstance(found, Variant):
+            return f"{engine.name} does not serve {formats[0]} on {'the CPU' if device is None else 'this GPU'}"
+        return found.sentence(self._nearest(engine, device, model))
+
+    def _nearest(
+        self, engine: Engine, device: Mapping[str, Any] | None, model: Model
+    ) -> compatibility.Alternative | None:
+        """Return what would serve the model here: of each engine with the formats that the plan gives it."""
+        found = []
+        for other in self._book.sound_engines():
+            if other.name not in self._book.backends:
+                continue
+            formats = tuple(dict.fromkeys(item.format for item in BACKENDS[other.name].artifacts(model)))
+            near = compatibility.nearest([other], engine.name, self._tier, device, self._facts, model_formats=formats)
+            found += [near] if near is not None else []
+        return compatibility.best(found, engine.name, self._tier, device)
+
+    # places
+
+    def _request(self, service: _Service, count: int, artifacts: tuple[Artifact, ...]) -> Request:
+        wish = service.wish
+        wished = {
+            name: getattr(wish, name) for name in ("gpu_layers", "max_requests", "max_batched_tokens", "memory_share")
+        }
+        # The backends read their own names.
+        options = {
+            SETTINGS[name][wish.backend]: value
+            for name, value in wished.items()
+            if value is not None and wish.backend in SETTINGS[name]
+        }
+        return Request(
+            service=wish.name,
+            model=service.model,
+            artifacts=artifacts,
+            units=count,
+            context_length=wish.context_length,
+            parallel=wish.parallel,
+            kv_cache_type=wish.kv_cache_type or service.backend.kv_cache_types[0],
+            options=options,
+        )
+
+    def _wanted(self, service: _Service) -> Wanted:
+        wish, backend = service.wish, service.backend
+        artifacts = self._artifacts(service)
+        pins: tuple[str, ...] = ()
+        if isinstance(wish.gpus, tuple):
+            pins = tuple(self._pinned(wish, pin).identity for pin in wish.gpus)
+        counts = self._counts(service, len(pins))
+        candidates = []
+        for count in counts:
+            request = self._request(service, count, artifacts)
+            ladder = list(backend.settings(request))
+            candidates.append(
+                Candidate(count, backend.demand(request, ladder[0]), backend.demand(request, _useful(request, ladder)))
+            )
+        return Wanted(
+            name=wish.name,
+            backend=wish.backend,
+            candidates=tuple(candidates),
+            pins=pins,
+            count=counts[0] if len(counts) == 1 and counts[0] else None,
+            current=self._current(wish),
+            allowed=frozenset(identity for identity in service.options if identity is not None),
+            # llama.cpp and Ollama spread whole layers.
+            alike=wish.backend in ("sglang", "vllm"),
+        )
+
+    def _counts(self, service: _Service, pinned: int) -> tuple[int, ...]:
+        """Return over how many units the service may be spread."""
+        wish = service.wish
+        if self._tier == "cpu":
+            return (0,)
+        possible = service.backend.unit_counts(service.model, max(len(self._units), pinned))
+        wished = pinned or (wish.gpus if isinstance(wish.gpus, int) else None) or wish.tensor_parallel_size
+        if wished is None:
+            return possible
+        if wish.tensor_parallel_size not in (None, wished):
+            raise PlanError(
+                f"{self._host}: {wish.place('tensor_parallel_size')} is {wish.tensor_parallel_size} and "
+                f"{wish.place('gpus')} is {wished}; give both the same number, or leave one out"
+            )
+        setting = "gpus" if wish.gpus is not None else "tensor_parallel_size"
+        if wished > len(self._units):
+            raise PlanError(
+                f"{self._host}: {wish.place(setting)} asks for {wished} GPUs and {len(self._units)} can be used; "
+                f"give at most {len(self._units)}"
+            )
+        if wished not in possible:
+            raise PlanError(
+                f"{self._host}: {wish.place(setting)} asks for {wished} GPUs, over which {wish.backend} cannot spread "
+                f"{service.model.name} ({service.model.attention_heads} attention heads); give one of "
+                f"{', '.join(map(str, possible))}"
+            )
+        return (wished,)
+
+    def _pinned(self, wish: ServiceWish, pin: str | int) -> Unit:
+        unit = find(self._units, pin, self._facts)
+        if isinstance(unit, str):
+            raise PlanError(f"{self._host}: {wish.place('gpus')} names {unit}")
+        return unit
+
+    def _current(self, wish: ServiceWish) -> tuple[str, ...]:
+        """Return where the service runs now, by what the facts say of it."""
+        for item in self._facts.get("services") or []:
+            if item.get("name") == wish.name and item.get("backend") == wish.backend:
+                return tuple(item.get("devices") or ())
+        return ()
+
+    def _assign(self, services: Sequence[_Service]) -> Assignment:
+        wanted = [self._problems.each(self._wanted, service) for service in services]
+        self._problems.tell()
+        return assignment.assign((item for item in wanted if item is not None), self._units, self._host_budget)
+
+    def _place(self, services: Sequence[_Service]) -> list[_Placed]:
+        """Find every service its units, or refuse all that have none, each with the nearest wish that has."""
+        found = self._assign(services)
+        for service in services:
+            refused = found.refused.get(service.wish.name)
+            if refused is not None:
+                self._problems.each(self._refuse, service, refused, services)
+        self._problems.tell()
+        placed = []
+        for service in services:
+            place = found.places[service.wish.name]
+            option = service.options[place.units[0].identity if place.units else None]
+            # What all of its units serve.
+            artifacts = tuple(
+                item
+                for item in option.artifacts
+                if all(item in service.options[unit.identity].artifacts for unit in place.units)
+            )
+            request = self._request(service, place.candidate.count, artifacts)
+            placed.append(_Placed(service, place, option.variant, request))
+        self._start_order = found.start_order
+        return placed
+
+    def _refuse(self, service: _Service, refused: Refused, services: Sequence[_Service]) -> None:
+        wish = service.wish
+        remedy = self._remedy(service, services)
+        if refused.needs is None:
+            advice = remedy or "take a smaller model, or other GPUs"
+            raise PlanError(f"{self._host}: service {wish.name}: {refused.problem}; {advice}")
+        on_host = (refused.where or "").startswith("host")
+        advice = remedy or f"take a smaller model, or a {'node' if on_host else 'GPU'} with more memory"
+        beside = f" beside {', '.join(refused.beside)}" if refused.beside else ""
+        setting = next(iter(service.backend.settings(self._request(service, 0, self._artifacts(service)))))
+        slots = f"{setting.parallel} slot{'s' if setting.parallel > 1 else ''} of {setting.context_length} tokens"
+        raise PlanError(
+            f"{self._host}: service {wish.name} needs {size_text(refused.needs)} of {refused.where} for "
+            f"{service.model.name} ({setting.artifact.name}, {slots}) and {size_text(max(0, refused.available or 0))} "
+            f"can be used{beside}; {advice}"
+        )
+
+    @staticmethod
+    def _artifacts(service: _Service) -> tuple[Artifact, ...]:
+        found: list[Artifact] = []
+        for option in service.options.values():
+            found += [item for item in option.artifacts if item not in found]
+        return tuple(found)
+
+    def _remedy(self, service: _Service, services: Sequence[_Service]) -> str | None:
+        """Return the words for the wish nearest to the user's that is not refused, in the order of what it costs."""
+        wish = service.wish
+
+        def works(**changes: Any) -> bool:
+            varied = replace(service, wish=replace(wish, **changes))
+            try:
+                found = self._assign([varied if item is service else item for item in services])
+            except PlanError:
+                return False
+            return wish.name not in found.refused
+
+        if wish.context_length is not None:
+            context = _largest(wish.context_length - 1, lambda tokens: works(context_length=tokens))
+            if context:
+                return wish.remedy("context_length", context)
+        if wish.parallel is not None and wish.parallel > 1:
+            parallel = _largest(wish.parallel - 1, lambda slots: works(parallel=slots), step=1)
+            if parallel:
                 return wish.remedy("parallel", parallel)
-        for file in request.model.gguf:
-            if file not in request.files and self._fits(pool, request, replace(setting, file=file)):
-                return wish.remedy("quantization", file.quantization)
-        for layers in range((request.gpu_layers or 0) - 1, -1, -1):
-            if self._fits(pool, replace(request, gpu_layers=layers), setting):
+        if wish.quantization is not None:
+            for artifact in service.backend.artifacts(service.model):
+                varied = replace(service, wish=replace(wish, quantization=artifact.name))
+                if artifact.name != wish.quantization and self._fits_with(varied, service, services):
+                    return wish.remedy("quantization", artifact.name)
+        if wish.backend in SETTINGS["gpu_layers"] and self._tier != "cpu":
+            layers = _largest(service.model.layers - 1, lambda number: works(gpu_layers=number), step=1)
+            if layers is not None:
                 return f"{wish.remedy('gpu_layers', layers)} (slower: the other layers stay in host memory)"
         return None
 
-    def _size(self, services: Sequence[_Service]) -> dict[str, Setting]:
-        """Choose every service's setting; the services of one pool climb together, GPUs before the host's memory."""
-        chosen: dict[str, Setting] = {}
-        gpu_pools = [pool for pool in self._pools.values() if pool is not self._host_pool]
-        for pool in [*gpu_pools, self._host_pool]:
-            group = [service for service in services if service.pool is pool]
-            for service in group:
-                self._account(service, sizing.smallest(service.request), -1)
-            for service, setting in zip(group, self._fill(pool, group), strict=True):
-                self._account(service, setting, 1)
-                chosen[service.wish.name] = setting
+    def _fits_with(self, varied: _Service, service: _Service, services: Sequence[_Service]) -> bool:
+        """Say whether a service has a place when it is made of something else."""
+        try:
+            artifacts = self._wished_artifacts(varied.wish, varied.model, varied.backend)
+            rebuilt = replace(varied, options=self._options(varied.model, varied.engine, artifacts))
+            found = self._assign([rebuilt if item is service else item for item in services])
+        except PlanError:
+            return False
+        return varied.wish.name not in found.refused
+
+    # sizes
+
+    def _need(self, item: _Placed, setting: Setting) -> Demand:
+        """Return what a setting of a placed service takes; the same ones are compared again and again."""
+        key = (item.name, setting.artifact.name, setting.context_length, setting.parallel)
+        if key not in self._needs:
+            self._needs[key] = item.service.backend.demand(item.request, setting)
+        return self._needs[key]
+
+    def _size(self, placed: Sequence[_Placed]) -> dict[str, Setting]:
+        """Choose every service's setting: those that share memory climb together, as far as all of them fit."""
+        ladders = {item.name: list(item.service.backend.settings(item.request)) for item in placed}
+        chosen = {name: ladder[0] for name, ladder in ladders.items()}
+        by_name = {item.name: item for item in placed}
+        for group in _groups(placed):
+            for level in range(1, max(len(ladders[name]) for name in group)):
+                candidate = dict(chosen)
+                for name in group:
+                    ladder = ladders[name]
+                    candidate[name] = ladder[min(level, len(ladder) - 1)]
+                if not self._fit(by_name, candidate):
+                    break
+                chosen = candidate
         return chosen
 
-    def _fill(self, pool: Pool, group: Sequence[_Service]) -> list[Setting]:
-        def fits(candidate: Sequence[Setting]) -> bool:
-            needs = [sizing.demand(item.request, setting) for item, setting in zip(group, candidate, strict=True)]
-            return self._have_room(pool, needs)
+    def _fit(self, placed: Mapping[str, _Placed], settings: Mapping[str, Setting]) -> bool:
+        for name, item in placed.items():
+            allowed = _allowed(item, settings[name])
+            if allowed is not None and self._need(item, settings[name]).total > allowed:
+                return False
+        taken, host = self._taken(placed, settings)
+        budgets = {unit.identity: unit.budget for unit in self._units if not unit.unified}
+        return host <= self._host_budget and all(taken[identity] <= budgets[identity] for identity in taken)
 
-        return sizing.fill([item.request for item in group], fits)
+    def _taken(self, placed: Mapping[str, _Placed], settings: Mapping[str, Setting]) -> tuple[dict[str, int], int]:
+        """Return the bytes that the settings take of each unit with memory of its own, and of the host."""
+        taken: dict[str, int] = {}
+        host = 0
+        for name, item in placed.items():
+            need = self._need(item, settings[name])
+            host += need.host + need.shared_memory
+            if not item.place.units:
+                host += need.total
+            for unit in item.place.units:
+                if unit.unified:
+                    host += need.total
+                else:
+                    taken[unit.identity] = taken.get(unit.identity, 0) + need.total
+        return taken, host
 
-    def _resolve(self, services: Sequence[_Service], chosen: Mapping[str, Setting]) -> list[dict[str, Any]]:
-        """Return the services of the plan."""
-        spare = max(0, self._host_pool.budget - self._host_pool.taken)
-        cache = sizing.cache_ram(spare // max(1, len(services)))
-        threads = self._threads(services)
-        return [self._service(service, chosen[service.wish.name], cache, threads) for service in services]
+    # the result
 
-    def _service(self, service: _Service, setting: Setting, cache: int, cores: int | None) -> dict[str, Any]:
-        wish, request, variant = service.wish, service.request, service.variant
-        need = sizing.demand(request, setting)
-        host_bytes = need.host + (need.total if service.pool is self._host_pool else 0)
-        gpu_layers = _gpu_layers(request)
-        threads = None if gpu_layers == "all" else cores
-        env = llamacpp.environment(
-            file=setting.file.file,
-            model=request.model.name,
-            context_length=setting.context_length,
-            parallel=setting.parallel,
-            kv_cache_type=request.kv_cache_type,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            cache_ram_bytes=cache,
-            container_port=service.engine.container_port,
+    def _resolve(self, placed: Sequence[_Placed], chosen: Mapping[str, Setting]) -> list[dict[str, Any]]:
+        by_name = {item.name: item for item in placed}
+        _taken, host = self._taken(by_name, chosen)
+        caching = [item for item in placed if item.service.wish.backend in PROMPT_CACHES]
+        spare = max(0, self._host_budget - host)
+        cache = sizing.cache_ram(spare // max(1, len(caching)))
+        threads = self._threads(placed)
+        return [self._entry(item, chosen, by_name, cache, threads) for item in placed]
+
+    def _share(self, item: _Placed, chosen: Mapping[str, Setting], placed: Mapping[str, _Placed]) -> Share:
+        """Return what the service may take: an engine that pages its KV cache and is alone takes the whole budget."""
+        need = self._need(item, chosen[item.name])
+        if not item.place.units or item.place.units[0].unified:
+            total = int(self._facts["memory_total_bytes"])
+            return Share(need.total, total, 0, not item.place.beside)
+        unit = min(item.place.units, key=lambda unit: unit.memory_bytes or 0)
+        earlier = self._start_order[: self._start_order.index(item.name)]
+        before = sum(
+            self._need(other, chosen[name]).total
+            for name, other in placed.items()
+            if name in earlier and any(mine in other.place.units for mine in item.place.units)
         )
+        alone = not item.place.beside
+        share = unit.budget if alone and item.service.wish.backend in PAGED else need.total
+        allowed = _allowed(item, chosen[item.name])
+        share = share if allowed is None else min(share, allowed)
+        return Share(share, unit.memory_bytes or 0, before, alone)
+
+    def _entry(
+        self,
+        item: _Placed,
+        chosen: Mapping[str, Setting],
+        placed: Mapping[str, _Placed],
+        cache: int,
+        threads: int | None,
+    ) -> dict[str, Any]:
+        wish, setting, variant = item.service.wish, chosen[item.name], item.variant
+        backend, units = item.service.backend, item.place.units
+        need = self._need(item, setting)
+        share = self._share(item, chosen, placed)
+        launch = backend.launch(
+            item.request,
+            setting,
+            Situation(
+                engine=item.service.engine,
+                variant=variant,
+                tier=self._tier,
+                units=units,
+                share=share,
+                served_name=item.service.model.name,
+                threads=threads,
+                prompt_cache_bytes=cache,
+                extra_arguments=wish.extra_args,
+                extra_environment=wish.extra_env,
+                host=self._host,
+            ),
+        )
+        layers = item.service.model.layers
+        paged = wish.backend in PAGED and units
+        spread = kv_cache.split(item.service.model, len(units)) if paged else kv_cache.Split(1, 1)
         return {
             "name": wish.name,
             "backend": wish.backend,
-            "model": request.model.name,
+            "model": item.service.model.name,
             "tier": self._tier,
             "variant": variant.name,
             "image": images.image_reference(variant.repository, variant.tag, variant.digest, self._wishes.registries),
             "address": self._address,
             "port": self._ports[wish.name],
-            "container_port": service.engine.container_port,
-            "devices": [] if service.device is None else [_device(service.device, self._tier, self._facts)],
-            "tensor_parallel_size": 1,
-            "pipeline_parallel_size": 1,
+            "container_port": item.service.engine.container_port,
+            "devices": [placement.container_device(unit, self._tier, self._facts) for unit in units],
+            "units": [{"identity": unit.identity, "title": unit.title} for unit in units],
+            "tensor_parallel_size": spread.tensor,
+            "pipeline_parallel_size": spread.pipeline,
+            "format": setting.artifact.format,
+            "quantization": setting.artifact.name,
             "context_length": setting.context_length,
             "parallel": setting.parallel,
-            "kv_cache_type": request.kv_cache_type,
-            "gpu_layers": gpu_layers,
+            "kv_cache_type": item.request.kv_cache_type,
+            "gpu_layers": _gpu_layers(item, layers) if wish.backend == "llamacpp" else None,
             "threads": threads,
-            "memory": _memory(need, service.pool),
-            "model_file": _model_file(self._wishes, request.model, setting.file),
-            "env": llamacpp.with_extra(self._host, env, wish.extra_env),
-            "readiness_timeout_seconds": sizing.readiness_timeout_seconds(setting.file.size_bytes),
-            "memory_limit_bytes": sizing.memory_limit(host_bytes + cache),
-            "decisions": [*self._decisions(service, setting), _cache_decision(cache)],
+            "memory": {
+                "pool": units[0].identity if units and not units[0].unified else assignment.HOST,
+                "weights_bytes": need.weights,
+                "kv_cache_bytes": need.kv_cache,
+                "overhead_bytes": need.overhead,
+                "total_bytes": need.total,
+                "share_bytes": share.bytes,
+                "host_bytes": need.host,
+                "budget_bytes": units[0].budget if units and not units[0].unified else self._host_budget,
+            },
+            "model_file": _model_file(self._wishes, item.service.model, setting.artifact),
+            "model_source": _model_source(setting.artifact),
+            "arguments": list(launch.arguments),
+            "env": dict(launch.environment),
+            "shared_memory_bytes": launch.shared_memory_bytes,
+            "readiness_timeout_seconds": launch.readiness_timeout_seconds,
+            "memory_limit_bytes": launch.memory_limit_bytes,
+            "decisions": [*self._decisions(item, setting), *launch.decisions],
         }
 
-    def _threads(self, services: Sequence[_Service]) -> int | None:
+    def _threads(self, placed: Sequence[_Placed]) -> int | None:
         """Share the node's cores among the services that compute on them: a core that two of them want slows both."""
-        computing = sum(1 for service in services if _gpu_layers(service.request) != "all")
+        computing = sum(1 for item in placed if _computes_on_cores(item))
         cores = (self._facts.get("cpu") or {}).get("cores")
         if not computing or isinstance(cores, bool) or not isinstance(cores, int):
             return None
         return max(1, cores // computing)
 
-    def _decisions(self, service: _Service, setting: Setting) -> list[str]:
-        """Say why every setting is what it is."""
-        wish, request = service.wish, service.request
-        where = "the CPU" if service.device is None else placement.device_title(service.device)
-        decisions = [f"image {service.variant.tag}: tier {self._tier}, {where}"]
+    def _decisions(self, item: _Placed, setting: Setting) -> list[str]:
+        """Say why the image, the units, the artifact, the context and the port are what they are."""
+        wish, request = item.service.wish, item.request
+        where = " + ".join(unit.title for unit in item.place.units) or "the CPU"
+        decisions = [
+            f"image {item.variant.tag}: tier {self._tier}, {where}",
+            f"placed on {where}: {item.place.reason}",
+        ]
+        name = setting.artifact.name
         if wish.quantization is not None:
-            decisions.append(f"quantization {setting.file.quantization}: wished")
-        elif len(request.files) == 1:
-            decisions.append(f"quantization {setting.file.quantization}: the only file")
+            decisions.append(f"quantization {name}: wished")
+        elif len(request.artifacts) == 1:
+            decisions.append(f"quantization {name}: the only one")
         else:
-            best = "the best of the model's files" if sizing.best_file(request, setting) else "the best that fits"
-            decisions.append(f"quantization {setting.file.quantization}: {best}")
-        decisions.append(f"context {setting.context_length} tokens a slot: {_context_reason(request, setting)}")
-        if wish.parallel is not None:
-            decisions.append(f"{setting.parallel} slots: wished")
-        else:
-            lowered = setting.parallel < sizing.DEFAULT_PARALLEL
-            decisions.append(f"{setting.parallel} slots: {'as many as fit' if lowered else 'the default'}")
+            best = "the best there is" if setting.artifact == _largest_artifact(request) else "the best that fits"
+            decisions.append(f"quantization {name}: {best}")
+        if any(compatibility.compiles_at_start(item.variant, unit.device) for unit in item.place.units):
+            decisions.append("first start: it takes minutes, for the driver compiles the image's code for this GPU")
         port = self._ports[wish.name]
-        if wish.port is not None:
-            decisions.append(f"port {port}: wished")
-        else:
-            decisions.append(f"port {port}: the first free one from {wish.default_port or service.engine.port}")
+        first = wish.default_port or item.service.engine.port
+        decisions.append(f"port {port}: {'wished' if wish.port is not None else f'the first free one from {first}'}")
         return decisions
 
-    def _warnings(self, services: Sequence[_Service], chosen: Mapping[str, Setting]) -> list[str]:
+    def _warnings(self, placed: Sequence[_Placed], chosen: Mapping[str, Setting]) -> list[str]:
         """Return what is worse than wished or usual, the node's before the services'."""
         warnings = []
-        if (self._facts.get("driver") or {}).get("reboot_required"):
-            warnings.append("the GPU driver waits for a restart of the node")
+        driver = self._facts.get("driver") or {}
+        if driver.get("reboot_required"):
+            reason = driver.get("reboot_reason")
+            warnings.append("the GPU driver waits for a restart of the node" + (f": {reason}" if reason else ""))
         if self._tier == "cpu" and self._facts.get("usable_count"):
             warnings.append("the node has usable GPUs that tier cpu leaves idle")
-        for service in services:
-            wish, setting = service.wish, chosen[service.wish.name]
-            useful = min(sizing.USEFUL_CONTEXT, service.request.target_context)
-            if wish.parallel is None and setting.parallel < sizing.DEFAULT_PARALLEL:
+        for item in placed:
+            wish, setting = item.service.wish, chosen[item.name]
+            useful = min(USEFUL_CONTEXT, item.request.context_length or item.service.model.context_length)
+            if wish.parallel is None and setting.parallel < DEFAULT_PARALLEL:
                 warnings.append(
-                    f"service {wish.name} gets {setting.parallel} of {sizing.DEFAULT_PARALLEL} slots: more do not fit"
+                    f"service {wish.name} gets {setting.parallel} of {DEFAULT_PARALLEL} slots: more do not fit"
                 )
             if setting.context_length < useful:
                 warnings.append(f"service {wish.name} gets only {setting.context_length} tokens of context a slot")
@@ -328,89 +698,76 @@ class _Planner:
         return warnings
 
 
-def _request(host: str, wish: ServiceWish, model: Model, tier: str) -> Request:
-    files = tuple(item for item in model.gguf if wish.quantization in (None, item.quantization))
-    if not files:
-        if not model.gguf:
-            raise PlanError(
-                f"{host}: {wish.place('model')} is {model.name}, which has no GGUF file in inference_models; add one"
-            )
-        raise PlanError(
-            f"{host}: {wish.place('quantization')} is {wish.quantization}, which {model.name} does not have; "
-            f"give one of {choices_text(item.quantization for item in model.gguf)}"
-        )
-    if wish.context_length is not None and wish.context_length > model.context_length:
-        raise PlanError(
-            f"{host}: {wish.place('context_length')} is {wish.context_length}, above the {model.context_length} tokens "
-            f"of {model.name}; " + wish.remedy("context_length", model.context_length)
-        )
-    gpu_layers: int | None = None
-    if tier != "cpu":
-        gpu_layers = model.layers if wish.gpu_layers in (None, "all") else min(int(str(wish.gpu_layers)), model.layers)
-    return Request(model, files, wish.context_length, wish.parallel, wish.kv_cache_type, gpu_layers)
+def _useful(request: Request, ladder: Sequence[Setting]) -> Setting:
+    """Return the first setting with a useful context and the usual number of requests at once."""
+    context = min(USEFUL_CONTEXT, request.context_length or request.model.context_length)
+    parallel = request.parallel or DEFAULT_PARALLEL
+    for setting in ladder:
+        if setting.context_length >= context and setting.parallel >= parallel:
+            return setting
+    return ladder[0]
 
 
-def _pick(
-    candidates: Sequence[Mapping[str, Any]], pools: Mapping[str, Pool], request: Request
-) -> tuple[Pool, Mapping[str, Any]]:
-    """Choose a GPU: one that has room, with the fewest services; among equals the first candidate (most memory)."""
-    need = sizing.demand(request, sizing.smallest(request)).total
-    pairs = [(pools[placement.device_pool(device)], device) for device in candidates]
-    roomy = [pair for pair in pairs if pair[0].taken + need <= pair[0].budget]
-    if roomy:
-        return min(roomy, key=lambda pair: len(pair[0].services))
-    return max(pairs, key=lambda pair: pair[0].budget - pair[0].taken)
+def _allowed(item: _Placed, setting: Setting) -> int | None:
+    """Return what the user lets the service take of each unit, None where the plan decides."""
+    units = [unit.memory_bytes or 0 for unit in item.place.units if not unit.unified]
+    if item.service.wish.memory_share is None or not units:
+        return None
+    if item.service.wish.backend == "vllm":
+        return backend_vllm.BACKEND.allowed_bytes(item.request, min(units))
+    return backend_sglang.BACKEND.allowed_bytes(item.request, setting, min(units))
 
 
-def _gpu_layers(request: Request) -> int | str:
-    if request.gpu_layers is None:
+def _groups(placed: Sequence[_Placed]) -> list[list[str]]:
+    """Return the services that share memory with each other, those on GPUs of their own before those in the host's."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for item in sorted(placed, key=lambda item: item.name):
+        pools = {unit.identity for unit in item.place.units if not unit.unified} or {assignment.HOST}
+        joined = [group for group in groups if group[0] & pools]
+        for group in joined:
+            groups.remove(group)
+        groups.append((pools.union(*(group[0] for group in joined)), [*(n for g in joined for n in g[1]), item.name]))
+    ordered = sorted(groups, key=lambda group: (assignment.HOST in group[0], sorted(group[1])))
+    return [sorted(names) for _pools, names in ordered]
+
+
+def _largest(most: int, works: Callable[[int], bool], step: int = CONTEXT_STEP) -> int | None:
+    """Return the largest multiple of the step that works, up to ``most``, None when none does; less needs less."""
+    low, high = 0, most // step
+    if high < 1 or not works(step):
+        return None
+    low = 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if works(middle * step):
+            low = middle
+        else:
+            high = middle - 1
+    return low * step
+
+
+def _largest_artifact(request: Request) -> Artifact:
+    return max(request.artifacts, key=lambda item: (item.size_bytes, item.name))
+
+
+def _computes_on_cores(item: _Placed) -> bool:
+    if not item.place.units:
+        return True
+    layers = item.service.wish.gpu_layers
+    return isinstance(layers, int) and layers < item.service.model.layers
+
+
+def _gpu_layers(item: _Placed, layers: int) -> int | str:
+    if not item.place.units:
         return 0
-    return "all" if request.gpu_layers == request.model.layers else request.gpu_layers
+    wished = item.service.wish.gpu_layers
+    return "all" if wished in (None, "all") or int(str(wished)) >= layers else int(str(wished))
 
 
-def _device(device: Mapping[str, Any], tier: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the GPU, with what its container is given: a CDI name, else device nodes and the groups that own them."""
-    index, uuid, vendor = device.get("index"), device.get("uuid"), device.get("vendor")
-    runtime = facts.get("runtime") or {}
-    known = (runtime.get("cdi") or {}).get("devices") or []
-    cdi = None
-    if vendor == "nvidia":
-        # nvidia-ctk names every GPU by UUID and by index unless told otherwise; the UUID survives a changed order.
-        by_index = f"nvidia.com/gpu={index}"
-        cdi = f"nvidia.com/gpu={uuid}" if uuid else by_index
-        if known and cdi not in known and by_index in known:
-            cdi = by_index
-    elif vendor == "amd" and f"amd.com/gpu={index}" in known:
-        cdi = f"amd.com/gpu={index}"
-    container_devices, container_groups = [cdi], []
-    if cdi is None:
-        nodes = ["/dev/kfd"] if tier == "rocm" else []
-        container_devices = [*nodes, *([device["render_node"]] if device.get("render_node") else [])]
-        # Groups by number: the name render has another number in the image, or none.
-        numbers = facts.get("groups") or {}
-        container_groups = [numbers[name] for name in ("render", "video") if numbers.get(name) is not None]
-    return {
-        "index": index,
-        "uuid": uuid,
-        "pci_bus_id": device.get("pci_bus_id"),
-        "vendor": vendor,
-        "container_devices": container_devices,
-        "container_groups": container_groups,
-    }
-
-
-def _memory(need: Demand, pool: Pool) -> dict[str, Any]:
-    return {
-        "pool": pool.name,
-        "weights_bytes": need.weights,
-        "kv_cache_bytes": need.kv_cache,
-        "overhead_bytes": need.overhead,
-        "total_bytes": need.total,
-        "budget_bytes": pool.budget,
-    }
-
-
-def _model_file(wishes: Wishes, model: Model, file: ModelFile) -> dict[str, Any]:
+def _model_file(wishes: Wishes, model: Model, artifact: Artifact) -> dict[str, Any] | None:
+    file = artifact.source
+    if not isinstance(file, ModelFile):
+        return None
     # The checksum in the path keeps two files of one name apart, and an old version beside the new one.
     path = posixpath.join(wishes.models_path, "gguf", file.sha256[:12], file.file)
     return {
@@ -423,15 +780,10 @@ def _model_file(wishes: Wishes, model: Model, file: ModelFile) -> dict[str, Any]
     }
 
 
-def _context_reason(request: Request, setting: Setting) -> str:
-    if request.context_length is not None:
-        return "wished"
-    if setting.context_length < request.target_context:
-        return "the largest step that fits"
-    if setting.context_length == request.model.context_length:
-        return "the model's maximum"
-    return f"the cap on a {'GPU' if request.on_gpu else 'CPU'} unless wished"
-
-
-def _cache_decision(cache: int) -> str:
-    return f"prompt cache {cache // MIB} MiB of host memory: a share of what the services leave free"
+def _model_source(artifact: Artifact) -> dict[str, Any]:
+    source = artifact.source
+    if isinstance(source, Weights):
+        return {"repository": source.repository, "revision": source.revision, "size_bytes": source.size_bytes}
+    if isinstance(source, OllamaModel):
+        return {"ollama": source.tag, "size_bytes": source.size_bytes}
+    return {"file": source.file, "size_bytes": source.size_bytes}

@@ -12,29 +12,41 @@ from typing import Any, NoReturn
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import BACKENDS, TIERS
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import (
     PlanError,
+    Problems,
     choices_text,
     suggestion_text,
 )
 
 DEFAULT_MODELS_PATH = "/var/lib/inference-fleet/models"
 DEFAULT_BACKENDS = ("llamacpp",)
-KV_CACHE_TYPES = ("f16", "q8_0", "q4_0")
 
-#: A service's settings in inference_services, and the end of the variable's name that sets it for the whole backend.
-SETTINGS = {
-    "model": "model",
-    "port": "port",
-    "context_length": "ctx_size",
-    "parallel": "parallel",
-    "kv_cache_type": "kv_cache_type",
-    "quantization": "quantization",
-    "gpus": "gpus",
-    "gpu_layers": "gpu_layers",
+#: A service's settings in inference_services, and for each backend the end of the variable that sets it for the whole
+#: backend (vllm_max_model_len): the words that the engine's own users know.
+SETTINGS: dict[str, dict[str, str]] = {
+    "model": dict.fromkeys(BACKENDS, "model"),
+    "port": dict.fromkeys(BACKENDS, "port"),
+    "context_length": {
+        "llamacpp": "ctx_size",
+        "ollama": "context_length",
+        "sglang": "context_length",
+        "vllm": "max_model_len",
+    },
+    "parallel": {"llamacpp": "parallel", "ollama": "num_parallel", "sglang": "parallel", "vllm": "parallel"},
+    "kv_cache_type": {
+        "llamacpp": "kv_cache_type",
+        "ollama": "kv_cache_type",
+        "sglang": "kv_cache_dtype",
+        "vllm": "kv_cache_dtype",
+    },
+    "quantization": dict.fromkeys(BACKENDS, "quantization"),
+    "gpus": dict.fromkeys(BACKENDS, "gpus"),
+    "tensor_parallel_size": {"sglang": "tp_size", "vllm": "tensor_parallel_size"},
+    "gpu_layers": {"llamacpp": "gpu_layers", "ollama": "gpu_layers"},
+    "max_requests": {"sglang": "max_running_requests", "vllm": "max_num_seqs"},
+    "max_batched_tokens": {"sglang": "chunked_prefill_size", "vllm": "max_num_batched_tokens"},
+    "memory_share": {"sglang": "mem_fraction_static", "vllm": "gpu_memory_utilization"},
 }
 SERVICE_KEYS = ("name", "backend", *SETTINGS)
-
-#: Backends whose variables this version reads.
-_CONFIGURABLE = ("llamacpp",)
 
 #: Every variable of a host that the plan reads; ``host`` and ``ansible_host`` are given by the caller.
 VARIABLES = (
@@ -44,7 +56,8 @@ VARIABLES = (
     "inference_image_registries",
     "inference_models_path",
     "inference_tier",
-    *(f"{backend}_{suffix}" for backend in _CONFIGURABLE for suffix in (*SETTINGS.values(), "extra_env")),
+    *(f"{backend}_{names[backend]}" for names in SETTINGS.values() for backend in sorted(names)),
+    *(f"{backend}_extra_{what}" for backend in BACKENDS for what in ("args", "env")),
 )
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
@@ -55,7 +68,11 @@ _SECRET_ENV = ("HF_TOKEN", "LLAMA_API_KEY")
 
 @dataclass(frozen=True)
 class ServiceWish:
-    """What is wished of one service; None leaves the choice to the plan. ``context_length`` is in tokens a slot."""
+    """What is wished of one service; None leaves the choice to the plan.
+
+    ``context_length`` is in tokens a request, ``parallel`` the requests with a full context that must fit at the same
+    time. vLLM and SGLang take more requests than that when they are shorter: ``max_requests`` at most.
+    """
 
     name: str
     backend: str
@@ -65,23 +82,33 @@ class ServiceWish:
     default_port: int | None
     context_length: int | None
     parallel: int | None
-    kv_cache_type: str
+    kv_cache_type: str | None
     quantization: str | None
-    gpus: tuple[str | int, ...] | None
+    gpus: int | tuple[str | int, ...] | None
+    tensor_parallel_size: int | None
     gpu_layers: int | str | None
+    max_requests: int | None
+    max_batched_tokens: int | None
+    memory_share: float | None
+    extra_args: tuple[str, ...]
     extra_env: dict[str, str]
 
     def remedy(self, setting: str, value: object) -> str:
         """Return the words that set one setting of this service where its user would set it."""
         if self.listed:
             return f"set {setting}: {value} for that service in inference_services"
-        return f"set {self.backend}_{SETTINGS[setting]}: {value}"
+        return f"set {variable(self.backend, setting)}: {value}"
 
     def place(self, setting: str) -> str:
         """Return the words for where a setting of this service is set."""
         if self.listed:
             return f"{setting} of service {self.name}"
-        return f"{self.backend}_{SETTINGS[setting]}"
+        return variable(self.backend, setting)
+
+
+def variable(backend: str, setting: str) -> str:
+    """Return the variable that sets a setting for all services of a backend."""
+    return f"{backend}_{SETTINGS[setting][backend]}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +132,7 @@ def parse_wishes(raw: Mapping[str, Any], available: Sequence[str]) -> Wishes:
         available: Backends that the catalog has images for.
 
     Raises:
-        PlanError: A value has the wrong type or is impossible.
+        PlanError: Values have the wrong type or are impossible; one sentence for each of them.
     """
     return _Parser(raw, available).parse()
 
@@ -115,21 +142,27 @@ class _Parser:
         self._raw = raw
         self._available = available
         self._host = str(raw.get("host") or "this host")
+        self._problems = Problems()
 
     def parse(self) -> Wishes:
+        ansible_host = self._raw.get("ansible_host")
+        wishes = Wishes(
+            host=self._host,
+            services=self._problems.each(self._services) or (),
+            address=self._problems.each(self._address),
+            ansible_host=ansible_host if isinstance(ansible_host, str) else None,
+            registries=self._problems.each(self._registries) or {},
+            models_path=self._problems.each(self._models_path) or DEFAULT_MODELS_PATH,
+            tier=self._problems.each(self._choice, "inference_tier", self._raw.get("inference_tier"), TIERS),
+        )
+        self._problems.tell()
+        return wishes
+
+    def _address(self) -> str | None:
         address = self._optional_text("inference_address")
         if address is not None and not is_address(address):
             self._wrong("inference_address", address, "an IP address of this node")
-        ansible_host = self._raw.get("ansible_host")
-        return Wishes(
-            host=self._host,
-            services=self._services(),
-            address=address,
-            ansible_host=ansible_host if isinstance(ansible_host, str) else None,
-            registries=self._registries(),
-            models_path=self._models_path(),
-            tier=self._choice("inference_tier", self._raw.get("inference_tier"), TIERS),
-        )
+        return address
 
     def _services(self) -> tuple[ServiceWish, ...]:
         listed = self._raw.get("inference_services")
@@ -144,7 +177,9 @@ class _Parser:
                     self._wrong(f"inference_services[{index}]", entry, "a dictionary with backend and model")
                 entries.append(entry)
         names = self._names(entries)
-        return tuple(self._service(entry, name, listed is not None) for entry, name in zip(entries, names, strict=True))
+        pairs = zip(entries, names, strict=True)
+        services = [self._problems.each(self._service, entry, name, listed is not None) for entry, name in pairs]
+        return tuple(service for service in services if service is not None)
 
     def _backends(self) -> list[str]:
         value = self._raw.get("inference_backends")
@@ -201,7 +236,7 @@ class _Parser:
                 f"{self._host}: {where} is {backend!r}, which is no backend; "
                 + suggestion_text(backend, self._available, "available")
             )
-        if backend not in self._available or backend not in _CONFIGURABLE:
+        if backend not in self._available:
             raise PlanError(
                 f"{self._host}: {where} is {backend}, which is not available in this version; "
                 f"available: {choices_text(self._available)}"
@@ -217,36 +252,74 @@ class _Parser:
                     + suggestion_text(str(key), SERVICE_KEYS, "known")
                 )
 
+        each = self._problems.each
+
         def read(setting: str) -> tuple[str, Any]:
-            variable = f"{backend}_{SETTINGS[setting]}"
             if entry.get(setting) is not None:
                 return f"{setting} of service {name} in inference_services", entry[setting]
-            return variable, self._raw.get(variable)
+            if backend not in SETTINGS[setting]:
+                return "", None
+            return variable(backend, setting), self._raw.get(variable(backend, setting))
 
-        model_at, model = read("model")
-        if model is None:
-            where = f"model of service {name} in inference_services" if listed else f"{backend}_model"
-            raise PlanError(f"{self._host}: {where} is not set; give the name of a model in inference_models")
-        if not isinstance(model, str):
-            self._wrong(model_at, model, "the name of a model in inference_models")
-        port = entry.get("port")
+        for setting, names in SETTINGS.items():
+            if entry.get(setting) is not None and backend not in names:
+                each(self._not_for, f"{setting} of service {name} in inference_services", backend, sorted(names))
+        where = f"port of service {name} in inference_services"
         return ServiceWish(
             name=name,
             backend=backend,
-            model=str(model),
+            model=each(self._model, *read("model"), name if listed else None) or "",
             listed=listed,
-            port=None
-            if port is None
-            else self._integer(f"port of service {name} in inference_services", port, 1, 65535),
-            default_port=self._integer(f"{backend}_port", self._raw.get(f"{backend}_port"), 1, 65535),
-            context_length=self._integer(*read("context_length"), 1),
-            parallel=self._integer(*read("parallel"), 1),
-            kv_cache_type=self._choice(*read("kv_cache_type"), KV_CACHE_TYPES) or KV_CACHE_TYPES[0],
-            quantization=self._text(*read("quantization"), "the quantization of one of the model's files"),
-            gpus=self._gpus(*read("gpus")),
-            gpu_layers=self._gpu_layers(*read("gpu_layers")),
-            extra_env=self._environment(f"{backend}_extra_env", self._raw.get(f"{backend}_extra_env")),
+            port=each(self._integer, where, entry.get("port"), 1, 65535),
+            default_port=each(self._integer, f"{backend}_port", self._raw.get(f"{backend}_port"), 1, 65535),
+            context_length=each(self._integer, *read("context_length"), 1),
+            parallel=each(self._integer, *read("parallel"), 1),
+            kv_cache_type=each(self._text, *read("kv_cache_type"), "a type of KV cache"),
+            quantization=each(self._text, *read("quantization"), "a format or quantization of the model"),
+            gpus=each(self._gpus, *read("gpus")),
+            tensor_parallel_size=each(self._integer, *read("tensor_parallel_size"), 1, 1024),
+            gpu_layers=each(self._gpu_layers, *read("gpu_layers")),
+            max_requests=each(self._integer, *read("max_requests"), 1),
+            max_batched_tokens=each(self._integer, *read("max_batched_tokens"), 1),
+            memory_share=each(self._share, *read("memory_share")),
+            extra_args=each(self._arguments, f"{backend}_extra_args", self._raw.get(f"{backend}_extra_args")) or (),
+            extra_env=each(self._environment, f"{backend}_extra_env", self._raw.get(f"{backend}_extra_env")) or {},
         )
+
+    def _model(self, where: str, value: object, listed_name: str | None) -> str:
+        if value is None:
+            place = where if listed_name is None else f"model of service {listed_name} in inference_services"
+            raise PlanError(f"{self._host}: {place} is not set; give the name of a model in inference_models")
+        if not isinstance(value, str):
+            self._wrong(where, value, "the name of a model in inference_models")
+        return str(value)
+
+    def _not_for(self, where: str, backend: str, others: Sequence[str]) -> None:
+        raise PlanError(
+            f"{self._host}: {where} is no setting of {backend}; leave it out, it is one of {choices_text(others)}"
+        )
+
+    def _share(self, where: str, value: object) -> float | None:
+        if value is None:
+            return None
+        right = "a number above 0 and below 1, the share of a GPU's memory"
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+        except ValueError:
+            number = 0.0
+        if not 0 < number < 1:
+            self._wrong(where, value, right)
+        return number
+
+    def _arguments(self, where: str, value: object) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple):
+            self._wrong(where, value, "a list of arguments")
+        for item in value:
+            if isinstance(item, Mapping | list | tuple) or item is None or "\n" in str(item):
+                self._wrong(where, value, "a list of arguments, each one line of text")
+        return tuple(str(item) for item in value)
 
     def _registries(self) -> dict[str, str]:
         value = self._raw.get("inference_image_registries")
@@ -267,10 +340,13 @@ class _Parser:
             self._wrong("inference_models_path", path, "an absolute path on the node")
         return path.rstrip("/")
 
-    def _gpus(self, where: str, value: object) -> tuple[str | int, ...] | None:
-        right = "a list of GPU indexes or UUIDs, such as [0]"
+    def _gpus(self, where: str, value: object) -> int | tuple[str | int, ...] | None:
+        """Return a number of GPUs, or those that are named by index, UUID or PCI address."""
+        right = "a number of GPUs, or a list of GPU indexes or UUIDs, such as [0]"
         if value is None:
             return None
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
         if not isinstance(value, list | tuple) or not value:
             self._wrong(where, value, right)
         pinned: list[str | int] = []
@@ -278,6 +354,8 @@ class _Parser:
             if isinstance(item, bool) or not isinstance(item, int | str):
                 self._wrong(where, value, right)
             pinned.append(int(item) if isinstance(item, int) or item.isdigit() else str(item))
+        if len(set(pinned)) < len(pinned):
+            self._wrong(where, value, f"{right}, each of them once")
         return tuple(pinned)
 
     def _gpu_layers(self, where: str, value: object) -> int | str | None:

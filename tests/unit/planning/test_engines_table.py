@@ -120,7 +120,7 @@ def test_every_backend_and_tier_is_there():
 
 
 def test_only_backends_that_the_plan_implements_are_offered():
-    assert Catalog("h", CATALOG).backends == list(PLANNED_BACKENDS) == ["llamacpp"]
+    assert Catalog("h", CATALOG).backends == list(PLANNED_BACKENDS) == ["llamacpp", "ollama", "sglang", "vllm"]
 
 
 @pytest.mark.parametrize(("backend", "name"), IMAGES)

@@ -21,18 +21,18 @@ def plan(machine: dict[str, Any], **wishes: Any) -> dict[str, Any]:
 
 # machine, model; variant, context a slot, slots, gpu_layers, estimate in MiB, container limit in MiB
 GOLDEN = [
-    ("cpu", "smollm2-135m-instruct", "cpu", 8192, 4, 0, 1056, 10173),
-    ("cpu", "qwen3-8b", "cpu", 8192, 4, 0, 9956, 19963),
-    ("cpu", "qwen3-32b", "cpu", 768, 1, 0, 19623, 21586),
-    ("rtx3090", "qwen3-8b", "cuda", 24576, 4, "all", 19556, 11264),
-    ("rtx3090", "qwen3-32b", "cuda", 2048, 4, "all", 21863, 11264),
-    ("t4", "qwen3-8b", "cuda", 12288, 4, "all", 12644, 11264),
-    ("h100", "qwen3-32b", "cuda", 32768, 4, "all", 52583, 11264),
-    ("v100", "qwen3-32b", "cuda", 8192, 4, "all", 28007, 11264),
-    ("gb10", "qwen3-32b", "cuda13", 32768, 4, "all", 52583, 69106),
-    ("mi300x", "qwen3-32b", "rocm", 32768, 4, "all", 52583, 11264),
-    ("rx7900", "qwen3-8b", "rocm", 24576, 4, "all", 19556, 11264),
-    ("arc", "qwen3-8b", "vulkan", 16384, 4, "all", 14948, 11264),
+    ("cpu", "smollm2-135m-instruct", "cpu", 8192, 4, 0, 885, 9986),
+    ("cpu", "qwen3-8b", "cpu", 8192, 4, 0, 9622, 19596),
+    ("cpu", "qwen3-32b", "cpu", 1536, 1, 0, 19533, 21487),
+    ("rtx3090", "qwen3-8b", "cuda", 24576, 4, "all", 19275, 11264),
+    ("rtx3090", "qwen3-32b", "cuda", 2048, 4, "all", 21613, 11264),
+    ("t4", "qwen3-8b", "cuda", 12288, 4, "all", 12351, 11264),
+    ("h100", "qwen3-32b", "cuda", 32768, 4, "all", 52363, 11264),
+    ("v100", "qwen3-32b", "cuda", 8192, 4, "all", 27763, 11264),
+    ("gb10", "qwen3-32b", "cuda13", 32768, 4, "all", 52363, 68864),
+    ("mi300x", "qwen3-32b", "rocm", 32768, 4, "all", 52363, 11264),
+    ("rx7900", "qwen3-8b", "rocm", 24576, 4, "all", 19275, 11264),
+    ("arc", "qwen3-8b", "vulkan", 16384, 4, "all", 14659, 11264),
 ]
 
 
@@ -88,8 +88,11 @@ def test_cpu_node_whole_plan():
                 "port": 8005,
                 "container_port": 8080,
                 "devices": [],
+                "units": [],
                 "tensor_parallel_size": 1,
                 "pipeline_parallel_size": 1,
+                "format": "gguf",
+                "quantization": "Q4_1",
                 "context_length": 8192,
                 "parallel": 4,
                 "kv_cache_type": "f16",
@@ -99,11 +102,16 @@ def test_cpu_node_whole_plan():
                     "pool": "host",
                     "weights_bytes": 98362432,
                     "kv_cache_bytes": 754974720,
-                    "overhead_bytes": 253755392,
-                    "total_bytes": 1107092544,
+                    "overhead_bytes": 74973184,
+                    "total_bytes": 928310336,
+                    "share_bytes": 928310336,
+                    "host_bytes": 0,
                     "budget_bytes": 20615843020,
                 },
                 "model_file": model_file,
+                "model_source": {"file": "SmolLM2-135M-Instruct.Q4_1.gguf", "size_bytes": 98362432},
+                "arguments": [],
+                "shared_memory_bytes": 0,
                 "env": {
                     "LLAMA_ARG_ALIAS": "smollm2-135m-instruct",
                     "LLAMA_ARG_CACHE_RAM": "8192",
@@ -122,17 +130,19 @@ def test_cpu_node_whole_plan():
                     "LLAMA_ARG_UI": "0",
                 },
                 "readiness_timeout_seconds": 121,
-                "memory_limit_bytes": 10667163648,
+                "memory_limit_bytes": 10471079936,
                 "decisions": [
                     "image server-b11669: tier cpu, the CPU",
-                    "quantization Q4_1: the only file",
+                    "placed on the CPU: the host's memory",
+                    "quantization Q4_1: the only one",
+                    "port 8005: the first free one from 8005",
                     "context 8192 tokens a slot: the model's maximum",
                     "4 slots: the default",
-                    "port 8005: the first free one from 8005",
                     "prompt cache 8192 MiB of host memory: a share of what the services leave free",
                 ],
             }
         ],
+        "start_order": ["llamacpp"],
         "models": [model_file],
         "warnings": [],
     }
@@ -268,7 +278,7 @@ def test_slots_are_given_up_only_when_not_wished():
     assert result["services"][0]["parallel"] == 1
     assert result["warnings"] == [
         "service llamacpp gets 1 of 4 slots: more do not fit",
-        "service llamacpp gets only 768 tokens of context a slot",
+        "service llamacpp gets only 1536 tokens of context a slot",
     ]
     assert (
         plan(facts(memory_total_bytes=25 * GIB), llamacpp_model="qwen3-32b", llamacpp_parallel=2)["services"][0][

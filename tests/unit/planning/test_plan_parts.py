@@ -17,10 +17,14 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.fleet.inference.plugins.filter.plan import FilterModule
 from ansible_collections.fleet.inference.plugins.module_utils.planning import images, plan_node, sizing
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Catalog
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Demand, Request, Setting
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import size_text
+from ansible_collections.fleet.inference.plugins.module_utils.planning.plan import BACKENDS
 from planning_machines import MACHINES, MIB, ROOT, catalog, facts
 
 CATALOG = catalog()
+LLAMACPP = BACKENDS["llamacpp"]
+CONTEXT = 4096
 
 
 @pytest.mark.parametrize(
@@ -78,25 +82,29 @@ def test_litellm_is_not_a_denied_version():
     ],
 )
 def test_kv_bytes_a_token(model, kib):
-    entry = Catalog("h", CATALOG).model(model, "model")
-    assert sizing.kv_token_bytes(entry, "f16") == kib * 1024
-    assert sizing.kv_token_bytes(entry, "q8_0") == kib * 1024 * 1.0625 / 2
-    assert sizing.kv_token_bytes(entry, "q4_0") == kib * 1024 * 0.5625 / 2
+    sizes = {kind: need(model, kv_cache_type=kind).kv_cache for kind in LLAMACPP.kv_cache_types}
+    assert sizes == {
+        "f16": kib * 1024 * CONTEXT,
+        "q8_0": kib * 1024 * CONTEXT * 1.0625 / 2,
+        "q4_0": kib * 1024 * CONTEXT * 0.5625 / 2,
+    }
+
+
+def need(name: str, context: int = CONTEXT, units: int = 1, kv_cache_type: str = "f16") -> Demand:
+    """What llama.cpp takes for one slot of a model in its smallest file."""
+    model = Catalog("h", CATALOG).model(name, "model")
+    artifacts = LLAMACPP.artifacts(model)
+    request = Request("llamacpp", model, artifacts, units, kv_cache_type=kv_cache_type)
+    return LLAMACPP.demand(request, Setting(artifacts[-1], context, 1))
 
 
 def test_gpu_overhead_is_between_half_and_one_gibibyte():
-    models = [Catalog("h", CATALOG).model(name, "model") for name in CATALOG["models"]]
-    for model in (item for item in models if item.gguf):
-        # The logits of a vocabulary above 200,000 tokens alone are 400 MiB and more.
-        most = 1024 if model.vocabulary_size < 200_000 else 1280
-        assert 512 * MIB <= sizing.GPU_BASE + sizing.compute_bytes(model) <= most * MIB
+    for name in (name for name, entry in CATALOG["models"].items() if entry.get("gguf")):
+        assert 512 * MIB <= need(name).overhead <= 1024 * MIB, name
 
 
 def test_context_is_counted_in_steps():
-    model = Catalog("h", CATALOG).model("qwen3-8b", "model")
-    request = sizing.Request(model, model.gguf, None, None, "f16", None)
-    exact, rounded = (sizing.demand(request, sizing.Setting(model.gguf[0], size, 1)).kv_cache for size in (512, 300))
-    assert exact == rounded
+    assert need("qwen3-8b", 512).kv_cache == need("qwen3-8b", 300).kv_cache > need("qwen3-8b", 256).kv_cache
 
 
 def test_readiness_and_limit():
@@ -114,7 +122,7 @@ def test_size_text(number, text):
 
 def test_the_catalog_is_whole_and_exact():
     book = Catalog("h", CATALOG)
-    assert book.backends == ["llamacpp"]
+    assert book.backends == ["llamacpp", "ollama", "sglang", "vllm"]
     for name in book.model_names:
         model = book.model(name, "model")
         assert CATALOG["models"][name]["licence"]

@@ -35,7 +35,11 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CPU, {"llamacpp_port": 70000}, "llamacpp_port is 70000; give a whole number from 1 to 65535"),
     (CPU, {"llamacpp_kv_cache_type": "fp8"}, "llamacpp_kv_cache_type is 'fp8'; give one of f16, q8_0, q4_0"),
     (CPU, {"llamacpp_gpu_layers": "most"}, "llamacpp_gpu_layers is 'most'; give a number of layers, or all"),
-    (CPU, {"llamacpp_gpus": 0}, "llamacpp_gpus is 0; give a list of GPU indexes or UUIDs, such as [0]"),
+    (
+        CPU,
+        {"llamacpp_gpus": 0},
+        "llamacpp_gpus is 0; give a number of GPUs, or a list of GPU indexes or UUIDs, such as [0]",
+    ),
     (CPU, {"llamacpp_model": 7}, "llamacpp_model is 7; give the name of a model in inference_models"),
     (CPU, {"llamacpp_model": None}, "llamacpp_model is not set; give the name of a model in inference_models"),
     (CPU, {"llamacpp_extra_env": []}, "llamacpp_extra_env is []; give a dictionary of environment variables"),
@@ -79,7 +83,7 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         CPU,
         {"inference_services": [{"model": "qwen3-8b"}]},
-        "backend of inference_services[0] is not set; give one of llamacpp",
+        "backend of inference_services[0] is not set; give one of llamacpp, ollama, sglang, vllm",
     ),
     (
         CPU,
@@ -95,8 +99,10 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         CPU,
         {"inference_services": [{**SMALL, "contxt_length": 1}]},
-        "service llamacpp in inference_services has the unknown key 'contxt_length'; did you mean context_length? "
-        "known: backend, context_length, gpu_layers, gpus, kv_cache_type, model, name, parallel, port, quantization",
+        "service llamacpp in inference_services has the unknown key 'contxt_length'; did you mean "
+        "context_length? known: backend, context_length, gpu_layers, gpus, kv_cache_type, "
+        "max_batched_tokens, max_requests, memory_share, model, name, parallel, port, quantization, "
+        "tensor_parallel_size",
     ),
     (
         CPU,
@@ -115,17 +121,8 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         CPU,
         {"inference_backends": ["lamacpp"]},
-        "inference_backends is 'lamacpp', which is no backend; did you mean llamacpp? available: llamacpp",
-    ),
-    (
-        CPU,
-        {"inference_backends": ["vllm"]},
-        "inference_backends is vllm, which is not available in this version; available: llamacpp",
-    ),
-    (
-        CPU,
-        {"inference_services": [{"backend": "ollama", "model": "qwen3-8b"}]},
-        "backend of inference_services[0] is ollama, which is not available in this version; available: llamacpp",
+        "inference_backends is 'lamacpp', which is no backend; did you mean llamacpp? available: llamacpp, "
+        "ollama, sglang, vllm",
     ),
     (
         CPU,
@@ -150,7 +147,7 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         CPU,
         {"llamacpp_quantization": "Q2_K"},
-        "llamacpp_quantization is Q2_K, which qwen3-8b does not have; give one of Q4_K_M",
+        "llamacpp_quantization is Q2_K, which qwen3-8b does not have for llamacpp; give one of Q4_K_M",
     ),
     # Ports and addresses
     (
@@ -191,32 +188,33 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         facts(memory_total_bytes=8 * 1024**3),
         {"llamacpp_ctx_size": 32768, "llamacpp_parallel": 4},
-        "service llamacpp needs 23.2 GiB of host memory for qwen3-8b (Q4_K_M, 4 slots of 32768 tokens) and 6.4 GiB can "
-        "be used; set llamacpp_ctx_size: 2048",
+        "service llamacpp needs 22.9 GiB of host memory for qwen3-8b (Q4_K_M, 4 slots of 32768 tokens) and "
+        "6.4 GiB can be used; set llamacpp_ctx_size: 2560",
     ),
     (
         facts(memory_total_bytes=8 * 1024**3),
         {"inference_services": [{"backend": "llamacpp", "model": "qwen3-8b", "parallel": 64}]},
-        "service llamacpp needs 9.7 GiB of host memory for qwen3-8b (Q4_K_M, 64 slots of 512 tokens) and 6.4 "
-        "GiB can be used; set parallel: 16 for that service in inference_services",
+        "service llamacpp needs 9.4 GiB of host memory for qwen3-8b (Q4_K_M, 64 slots of 512 tokens) and 6.4 "
+        "GiB can be used; set parallel: 21 for that service in inference_services",
     ),
     (
         facts(memory_total_bytes=4 * 1024**3),
         {},
-        "service llamacpp needs 5.3 GiB of host memory for qwen3-8b (Q4_K_M, 1 slot of 512 tokens) and 3.2 GiB can be "
-        "used; take a smaller model, or a node with more memory",
+        "service llamacpp needs 5.0 GiB of host memory for qwen3-8b (Q4_K_M, 1 slot of 512 tokens) and 3.2 "
+        "GiB can be used; take a smaller model, or a node with more memory",
     ),
     (
         facts(memory_total_bytes=8 * 1024**3),
         {"inference_services": [{"backend": "llamacpp", "model": "qwen3-8b"}] * 2},
-        "service llamacpp-2 needs 5.3 GiB of host memory for qwen3-8b (Q4_K_M, 1 slot of 512 tokens) and 1.1 "
+        "service llamacpp-2 needs 5.0 GiB of host memory for qwen3-8b (Q4_K_M, 1 slot of 512 tokens) and 1.4 "
         "GiB can be used beside llamacpp; take a smaller model, or a node with more memory",
     ),
     (
         MACHINES["t4"],
         {"llamacpp_model": "qwen3-32b"},
-        "service llamacpp needs 19.5 GiB of memory on GPU 0 (Tesla T4) for qwen3-32b (Q4_K_M, 1 slot of 512 "
-        "tokens) and 13.8 GiB can be used; set llamacpp_gpu_layers: 44 (slower: the other layers stay in host memory)",
+        "service llamacpp needs 19.2 GiB of memory on GPU 0 (Tesla T4) for qwen3-32b (Q4_K_M, 1 slot of 512 "
+        "tokens) and 13.8 GiB can be used; set llamacpp_gpu_layers: 45 (slower: the other layers stay in "
+        "host memory)",
     ),
     (
         {**MACHINES["t4"], "memory_total_bytes": 2 * 1024**3},
@@ -228,33 +226,34 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         cuda("NVIDIA GeForce RTX 3090", 24576, "8.6", driver="535.183.01", version="12.2"),
         {},
-        "GPU 0 (NVIDIA GeForce RTX 3090) has driver 535.183.01 and llamacpp's image server-cuda-b11669 needs 570 or "
-        "newer; install driver 570 or newer",
+        "GPU 0 (NVIDIA GeForce RTX 3090) has driver 535.183.01 and llamacpp's image server-cuda-b11669 needs "
+        "570 or newer; install driver 570 or newer; nearest that works: vllm with bf16",
     ),
     (
         cuda("Tesla V100-SXM2-32GB", 32768, "7.0", driver="535.183.01", version="12.2"),
         {},
         "GPU 0 (Tesla V100-SXM2-32GB) has driver 535.183.01 and llamacpp's image server-cuda-b11669 needs "
-        "570 or newer; install driver branch 580, the last one for this GPU",
+        "570 or newer; install driver branch 580, the last one for this GPU; nearest that works: llamacpp "
+        "with gguf and inference_tier: cpu",
     ),
     (
         {**MACHINES["gb10"], "driver": {"version": "570.10"}},
         {},
-        "GPU 0 (NVIDIA GB10) has driver 570.10 and llamacpp's image server-cuda13-b11669 needs 580 or newer; install "
-        "driver 580 or newer",
+        "GPU 0 (NVIDIA GB10) has driver 570.10 and llamacpp's image server-cuda13-b11669 needs 580 or newer; "
+        "install driver 580 or newer; nearest that works: vllm with bf16",
     ),
     (
         cuda("Tesla K80", 11441, "3.7"),
         {},
-        "GPU 0 (Tesla K80) has compute capability 3.7 and llamacpp's image server-cuda-b11669 needs 5.0 or newer; set "
-        "inference_tier: cpu",
+        "GPU 0 (Tesla K80) has compute capability 3.7 and llamacpp's image server-cuda-b11669 needs 5.0 or "
+        "newer; set inference_tier: cpu; nearest that works: llamacpp with gguf and inference_tier: cpu",
     ),
     (
         amd("AMD Instinct MI355X", 294896, "gfx950"),
         {},
-        "GPU 0 (AMD Instinct MI355X) is gfx950, for which llamacpp's image server-rocm-b11669 has no code; set "
-        "inference_tier: vulkan, or use one of gfx908, gfx90a, gfx942, gfx1030, gfx1100, gfx1101, gfx1102, gfx1150, "
-        "gfx1151, gfx1200, gfx1201",
+        "GPU 0 (AMD Instinct MI355X) is gfx950, for which llamacpp's image server-rocm-b11669 has no code; "
+        "set inference_tier: vulkan, or use one of gfx908, gfx90a, gfx942, gfx1030, gfx1100, gfx1101, "
+        "gfx1102, gfx1150, gfx1151, gfx1200, gfx1201; nearest that works: vllm with bf16",
     ),
     (
         facts(cpu={"architecture": "riscv64", "cores": 4}),
@@ -275,14 +274,14 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         gpu_facts("rocm", [device("MI300X", 196608, "gfx942", vendor="amd", partition={"compute": "CPX", "count": 8})]),
         {},
-        "tier is rocm but no AMD GPU is usable (GPU 0 (MI300X): it is partitioned (CPX), and one whole card is needed; "
-        "set it to SPX); repair it, or set inference_tier: cpu",
+        "tier is rocm but no AMD GPU is usable (GPU 0 (MI300X): it is partitioned (CPX) and its partitions "
+        "are unknown; load amdgpu, or set SPX); repair it, or set inference_tier: cpu",
     ),
     (
         gpu_facts("vulkan", [device("Intel Arc A770", None, None, vendor="intel")]),
         {},
-        "the memory of GPU 0 (Intel Arc A770) is unknown; install its driver and gather the facts again, or set "
-        "inference_tier: cpu",
+        "tier is vulkan but no GPU is usable (GPU 0 (Intel Arc A770): its memory is unknown; install its "
+        "driver and gather the facts again); repair it, or set inference_tier: cpu",
     ),
     (
         CPU,
@@ -292,17 +291,20 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         TWO_GPUS,
         {"llamacpp_gpus": [0, 1]},
-        "llamacpp_gpus names 2 GPUs, and llamacpp uses one GPU in this version; name one",
+        "llamacpp_gpus names GPU 1 (A2), which is not usable: bound to vfio-pci; use "
+        "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd (GPU 0 (RTX 3090))",
     ),
     (
         TWO_GPUS,
         {"llamacpp_gpus": [1]},
-        f"llamacpp_gpus names GPU 1 (A2), which is not usable: bound to vfio-pci; use 0 ({UUID})",
+        "llamacpp_gpus names GPU 1 (A2), which is not usable: bound to vfio-pci; use "
+        "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd (GPU 0 (RTX 3090))",
     ),
     (
         TWO_GPUS,
         {"inference_services": [{**SMALL, "gpus": ["GPU-x"]}]},
-        f"gpus of service llamacpp names GPU-x, which this node does not have; use 0 ({UUID})",
+        "gpus of service llamacpp names GPU-x, which this node does not have; use "
+        "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd (GPU 0 (RTX 3090))",
     ),
     # Facts
     ({}, {}, "ansible_facts.gpu is not set; run fleet.inference.gpu_facts on it before the plan"),
