@@ -88,12 +88,140 @@ plan:
       returned: always
       sample: cpu
     services:
-      description: >-
-        The services with image, address, port, devices, context_length (tokens of one slot), parallel (slots), memory
-        (weights, KV cache and overhead against the budget of its pool), model_file, env, readiness_timeout_seconds,
-        memory_limit_bytes and decisions (why).
+      description: The services.
       type: list
       elements: dict
+      returned: always
+      contains:
+        name:
+          description: Name of the service.
+          type: str
+          returned: always
+        backend:
+          description: Backend.
+          type: str
+          returned: always
+        model:
+          description: Public name of the model.
+          type: str
+          returned: always
+        tier:
+          description: The node's tier.
+          type: str
+          returned: always
+        variant:
+          description: Variant of the engine table that the image is of.
+          type: str
+          returned: always
+        image:
+          description: Image, by digest where one is locked.
+          type: str
+          returned: always
+        address:
+          description: Address that it listens on.
+          type: str
+          returned: always
+        port:
+          description: Port on the node.
+          type: int
+          returned: always
+        container_port:
+          description: Port in the container.
+          type: int
+          returned: always
+        devices:
+          description: >-
+            What its container is given of each unit - index, uuid, pci_bus_id, vendor, container_devices (CDI names
+            or device nodes) and container_groups.
+          type: list
+          elements: dict
+          returned: always
+        units:
+          description: GPUs, MIG instances or partitions that it runs on - identity and title; none on the CPU.
+          type: list
+          elements: dict
+          returned: always
+        tensor_parallel_size:
+          description: Units that share every layer.
+          type: int
+          returned: always
+        pipeline_parallel_size:
+          description: Groups of units that share the layers.
+          type: int
+          returned: always
+        format:
+          description: Format of the weights.
+          type: str
+          returned: always
+        quantization:
+          description: Format or quantization as users write it.
+          type: str
+          returned: always
+        context_length:
+          description: Tokens that one request may use.
+          type: int
+          returned: always
+        parallel:
+          description: Requests with a full context that the memory holds at the same time.
+          type: int
+          returned: always
+        kv_cache_type:
+          description: Type of the KV cache.
+          type: str
+          returned: always
+        gpu_layers:
+          description: Layers on GPUs, a number or V(all); null where the backend has no such setting.
+          type: raw
+          returned: always
+        threads:
+          description: Threads that compute on the CPU, null where none do.
+          type: int
+          returned: always
+        memory:
+          description: >-
+            Memory of each unit, or of the host on a CPU and with unified memory - pool, weights_bytes,
+            kv_cache_bytes, overhead_bytes, total_bytes, share_bytes (what it may take), budget_bytes (what all
+            services may take) - and host_bytes, what it takes of the host beside its units.
+          type: dict
+          returned: always
+        model_file:
+          description: Its GGUF file - model, quantization, path, size_bytes, sha256, source; null without one.
+          type: dict
+          returned: always
+        model_source:
+          description: Where its weights come from - file, or repository and revision, or ollama - and size_bytes.
+          type: dict
+          returned: always
+        arguments:
+          description: Arguments behind the image's entry point.
+          type: list
+          elements: str
+          returned: always
+        env:
+          description: Environment.
+          type: dict
+          returned: always
+        shared_memory_bytes:
+          description: Size of /dev/shm in the container.
+          type: int
+          returned: always
+        readiness_timeout_seconds:
+          description: Seconds until it must have answered.
+          type: int
+          returned: always
+        memory_limit_bytes:
+          description: The container's memory limit.
+          type: int
+          returned: always
+        decisions:
+          description: Why every setting is what it is.
+          type: list
+          elements: str
+          returned: always
+    start_order:
+      description: Names of the services in the order in which they start.
+      type: list
+      elements: str
       returned: always
     models:
       description: The model files that the services need, one a path - path, size_bytes, sha256, source.

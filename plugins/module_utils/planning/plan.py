@@ -163,7 +163,7 @@ class _Planner:
                 self._problems.each(self._no_unit)
         self._host_budget = self._host_memory()
         self._start_order: tuple[str, ...] = ()
-        self._needs: dict[tuple[str, str, int, int], Demand] = {}
+        self._needs: dict[tuple[str, str, int, int, int], Demand] = {}
 
     def plan(self) -> dict[str, Any]:
         """Return the plan."""
@@ -495,7 +495,9 @@ class _Planner:
 
     def _need(self, item: _Placed, setting: Setting) -> Demand:
         """Return what a setting of a placed service takes; the same ones are compared again and again."""
-        key = (item.name, setting.artifact.name, setting.context_length, setting.parallel)
+        # Two artifacts may have one name: a tag of a library and a file.
+        artifact = setting.artifact
+        key = (item.name, artifact.format, artifact.size_bytes, setting.context_length, setting.parallel)
         if key not in self._needs:
             self._needs[key] = item.service.backend.demand(item.request, setting)
         return self._needs[key]

@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.fleet.inference.plugins.module_utils.planning import PlanError, plan_node
-from planning_machines import GIB, MACHINES, MIB, catalog, device, facts, gpu_facts
+from planning_machines import GIB, MACHINES, MIB, ROOT, catalog, device, facts, gpu_facts
 
 CATALOG = catalog()
 
@@ -249,6 +250,16 @@ GOLDEN: list[tuple[str, str, str, Any]] = [
     ("mixed", "sglang", "llama-3.3-70b-instruct", "needs 42.7 GiB of memory on GPU 0 (NVIDIA GeForce RTX 4090)"),
 ]
 # fmt: on
+
+
+def test_the_plan_is_documented() -> None:
+    text = (ROOT / "plugins/modules/plan.py").read_text().partition('RETURN = r"""')[2].partition('"""')[0]
+    fields = yaml.safe_load(text)["plan"]["contains"]
+    plan = plan_node(
+        NODES["8xh100"], {"host": "gpu-01", "vllm_model": "qwen3-8b", "inference_backends": ["vllm"]}, CATALOG
+    )
+    assert set(plan) == set(fields)
+    assert set(plan["services"][0]) == set(fields["services"]["contains"])
 
 
 @pytest.mark.parametrize(("node", "backend", "model", "expected"), GOLDEN, ids=["-".join(row[:3]) for row in GOLDEN])
