@@ -7,7 +7,6 @@ GPUs; planning values, which no source states, are marked as such.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Optional, Tuple
 
@@ -105,7 +104,7 @@ _EXTRAS = tensor_engines.Extras(
 )
 
 
-class SglangBackend:
+class SglangBackend(tensor_engines.TensorEngine):
     """SGLang as the plan sees it; every function is pure."""
 
     name = "sglang"
@@ -114,14 +113,6 @@ class SglangBackend:
     def artifacts(self, model: Model) -> tuple[Artifact, ...]:
         """Return the repositories of safetensors; a GGUF file alone has no tokenizer that SGLang reads."""
         return tensor_engines.artifacts(model)
-
-    def unit_counts(self, model: Model, most: int) -> tuple[int, ...]:
-        """Return over how many units a model can be spread, ascending."""
-        return kv_cache.unit_counts(model, most)
-
-    def settings(self, request: Request) -> Iterator[Setting]:
-        """Yield the settings to choose from, smallest memory first."""
-        return tensor_engines.ladder(request)
 
     def limits(self, request: Request, setting: Setting) -> tensor_engines.Limits:
         """Return ``--max-running-requests`` and ``--chunked-prefill-size``."""
@@ -174,11 +165,6 @@ class SglangBackend:
             each = min(length, window.window + WINDOW_SLACK)
             held = min(held, int(tokens * self._window_ratio(request, setting)) // each)
         return min(self.limits(request, setting).requests, held)
-
-    def granted_kv_cache(self, request: Request, setting: Setting, granted: int) -> int:
-        """Return the KV cache of a unit when the service may take ``granted`` bytes of it; on a CPU what is planned."""
-        need = self.demand(request, setting)
-        return granted - need.weights - need.overhead if request.units else need.kv_cache
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how SGLang is started; the image has no entry point of its own.

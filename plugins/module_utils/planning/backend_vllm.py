@@ -6,7 +6,6 @@ Planning values, which no source states, are marked as such.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Optional, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning import kv_cache, memory_vllm, tensor_engines
@@ -98,7 +97,7 @@ _EXTRAS = tensor_engines.Extras(
 )
 
 
-class VllmBackend:
+class VllmBackend(tensor_engines.TensorEngine):
     """vLLM as the plan sees it; every function is pure."""
 
     name = "vllm"
@@ -107,14 +106,6 @@ class VllmBackend:
     def artifacts(self, model: Model) -> tuple[Artifact, ...]:
         """Return the repositories of safetensors; GGUF needs a plugin that the images do not have."""
         return tensor_engines.artifacts(model)
-
-    def unit_counts(self, model: Model, most: int) -> tuple[int, ...]:
-        """Return over how many units a model can be spread, ascending."""
-        return kv_cache.unit_counts(model, most)
-
-    def settings(self, request: Request) -> Iterator[Setting]:
-        """Yield the settings to choose from, smallest memory first."""
-        return tensor_engines.ladder(request)
 
     def limits(self, request: Request, setting: Setting) -> tensor_engines.Limits:
         """Return ``--max-num-seqs`` and ``--max-num-batched-tokens``."""
@@ -161,11 +152,6 @@ class VllmBackend:
         room = kv_cache_bytes - self._states_bytes(request, setting)
         held = max(0, room) // self._request_bytes(request, setting, min(length, setting.context_length))
         return min(self.limits(request, setting).requests, held)
-
-    def granted_kv_cache(self, request: Request, setting: Setting, granted: int) -> int:
-        """Return the KV cache of a unit when the service may take ``granted`` bytes of it; on a CPU what is planned."""
-        need = self.demand(request, setting)
-        return granted - need.weights - need.overhead if request.units else need.kv_cache
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how vLLM is started.

@@ -354,7 +354,7 @@ class _Planner:
             current=self._current(wish),
             allowed=frozenset(identity for identity in service.options if identity is not None),
             # llama.cpp and Ollama spread whole layers.
-            alike=wish.backend in ("sglang", "vllm"),
+            alike=wish.backend in PAGED,
         )
 
     def _counts(self, service: _Service, pinned: int) -> tuple[int, ...]:
@@ -399,8 +399,10 @@ class _Planner:
         return ()
 
     def _assign(self, services: Sequence[_Service]) -> Assignment:
-        wanted = [self._problems.each(self._wanted, service) for service in services]
-        self._problems.tell()
+        # Not the node's problems: a wish that is only tried must not add to them, nor fail because of them.
+        problems = Problems()
+        wanted = [problems.each(self._wanted, service) for service in services]
+        problems.tell()
         return assignment.assign((item for item in wanted if item is not None), self._units, self._host_budget)
 
     def _place(self, services: Sequence[_Service]) -> list[_Placed]:

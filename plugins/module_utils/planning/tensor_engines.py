@@ -37,7 +37,7 @@ BFLOAT16_CAPABILITY = "8.0"
 CONTEXT_BYTES = 512 * MIB
 
 #: Full-length requests that the memory shall hold before a better form of the model is chosen, and after that.
-FIRST_PARALLEL = {"cpu": (2, 4), "gpu": (2, 4)}
+FIRST_PARALLEL = (2, 4)
 MORE_PARALLEL: dict[str, tuple[int, ...]] = {"cpu": (), "gpu": (8, 16, 32)}
 
 #: Requests at once for each full-length request that fits: most requests are far shorter than the context.
@@ -139,14 +139,13 @@ def ladder(request: Request) -> Iterator[Setting]:
     for level in sizing.CONTEXT_LADDER:
         yield Setting(forms[0], target if request.context_length is not None else min(level, target), first)
     yield Setting(forms[0], target, first)
-    where = place(request)
     parallel = first
-    for wider in FIRST_PARALLEL[where]:
+    for wider in FIRST_PARALLEL:
         parallel = request.parallel or wider
         yield Setting(forms[0], target, parallel)
     for form in forms[1:]:
         yield Setting(form, target, parallel)
-    for wider in MORE_PARALLEL[where]:
+    for wider in MORE_PARALLEL[place(request)]:
         yield Setting(forms[-1], target, request.parallel or wider)
 
 
@@ -341,3 +340,24 @@ def decisions(request: Request, setting: Setting, situation: Situation, units: k
     if request.kv_cache_type is not None:
         said.append(f"KV cache type {request.kv_cache_type}: wished")
     return said
+
+
+class TensorEngine:
+    """What both backends answer in the same way; see `core.Backend`."""
+
+    def unit_counts(self, model: Model, most: int) -> tuple[int, ...]:
+        """Return over how many units a model can be spread, ascending."""
+        return kv_cache.unit_counts(model, most)
+
+    def settings(self, request: Request) -> Iterator[Setting]:
+        """Yield the settings to choose from, smallest memory first."""
+        return ladder(request)
+
+    def demand(self, request: Request, setting: Setting) -> Demand:
+        """Estimate what a setting takes of each unit, or of the host on a CPU."""
+        raise NotImplementedError
+
+    def granted_kv_cache(self, request: Request, setting: Setting, granted: int) -> int:
+        """Return the KV cache of a unit when the service may take ``granted`` bytes of it; on a CPU what is planned."""
+        need = self.demand(request, setting)
+        return granted - need.weights - need.overhead if request.units else need.kv_cache

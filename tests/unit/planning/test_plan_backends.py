@@ -137,3 +137,10 @@ def test_what_is_advised_fits(backend: str) -> None:
     setting, _, value = text.partition("; set ")[2].partition(" for that service")[0].partition(": ")
     advised = attempt(machine, [{**wish, setting: int(value)}])
     assert not isinstance(advised, str), advised
+
+
+def test_every_service_that_is_refused_gets_advice_of_its_own() -> None:
+    wish = {"backend": "llamacpp", "model": "qwen3-8b", "context_length": 32768, "parallel": 64}
+    text = attempt(node(24576, 2, "8.6", 64), [{**wish, "name": "one"}, {**wish, "name": "two"}])
+    assert isinstance(text, str)
+    assert [line.count("; set ") for line in text.splitlines()] == [1, 1]
