@@ -27,6 +27,7 @@ CERTAIN = {
     *("devices.ecc", "devices.power", "devices.pcie", "devices.links", "cpu", "cpu.flags", "os", "os.wsl", "cgroup"),
     *("cgroup.controllers", "network", "network.addresses", "listening", "groups", "storage", "storage.path"),
     *("runtime", "runtime.cdi", "runtime.cdi.specs", "runtime.cdi.devices", "services"),
+    *("measurements", "measurements.backend", "measurements.model", "measurements.measured_at"),
 }
 
 
