@@ -592,15 +592,20 @@ class _Planner:
         chosen = {name: ladder[0] for name, ladder in ladders.items()}
         by_name = {item.name: item for item in placed}
         for group in _groups(placed):
-            for level in range(1, max(len(ladders[name]) for name in group)):
-                candidate = dict(chosen)
-                for name in group:
-                    ladder = ladders[name]
-                    candidate[name] = ladder[min(level, len(ladder) - 1)]
-                if not self._fit(by_name, candidate):
-                    break
-                chosen = candidate
+            chosen = self._climb(by_name, chosen, {name: ladders[name] for name in group})
         return chosen
+
+    def _climb(
+        self, placed: Mapping[str, _Placed], chosen: Mapping[str, Setting], ladders: Mapping[str, Sequence[Setting]]
+    ) -> dict[str, Setting]:
+        """Return the settings with those of the ladders as high as all of them fit, each at its top at most."""
+
+        def at(level: int) -> dict[str, Setting]:
+            return {**chosen, **{name: ladder[min(level, len(ladder) - 1)] for name, ladder in ladders.items()}}
+
+        # A higher level takes at least as much memory, so the highest that fits is found by halves.
+        top = max(map(len, ladders.values())) - 1
+        return at(_largest(top, lambda level: self._fit(placed, at(level)), step=1) or 0)
 
     def _fit(self, placed: Mapping[str, _Placed], settings: Mapping[str, Setting]) -> bool:
         for name, item in placed.items():
