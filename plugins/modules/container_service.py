@@ -64,7 +64,8 @@ options:
     description:
       - Identities of the GPUs, MIG instances or partitions that the service runs on, none for the host's memory alone,
         for C(service.json). By them the next plan leaves the service where it is.
-      - A change here alone does not restart the service.
+      - Services with one of them in common start one after the other, each when the one before it is ready.
+      - Other identities in their place alone do not restart the service.
     type: list
     elements: str
   image:
@@ -135,6 +136,12 @@ options:
         description: Whether the container may only read.
         type: bool
         default: true
+      owner:
+        description:
+          - Numeric user and group, such as V(10001:10001), for a folder that the container may write.
+          - The folder is made if it is missing (mode 0700), and given to them with all that is in it. It outlives the
+            service.
+        type: str
   volumes:
     description: Named volumes. They outlive the service.
     type: list
@@ -219,6 +226,13 @@ options:
     type: list
     elements: str
     default: []
+  start_after:
+    description:
+      - Units after which the service starts when they are to start as well, as at boot.
+      - A change here alone does not restart the service.
+    type: list
+    elements: str
+    default: []
   readiness:
     description:
       - When the service counts as ready.
@@ -262,6 +276,16 @@ options:
       generate_body:
         description: JSON body for O(readiness.generate_path), which asks for one token.
         type: dict
+      gpu_path:
+        description:
+          - Path that lists the loaded models with C(size) and C(size_vram), as Ollama's C(/api/ps).
+          - Not asked when left out.
+          - A model that is not in GPU memory is an error at once.
+        type: str
+      gpu_whole:
+        description: Whether all of the model must be in GPU memory, and not only a part of it.
+        type: bool
+        default: true
       bearer_env:
         description: Name of the variable in O(env) or O(secret_env) that holds the key for the requests.
         type: str
@@ -377,6 +401,7 @@ MOUNT = {
     "source": {"type": "str", "required": True},
     "target": {"type": "str", "required": True},
     "read_only": {"type": "bool", "default": True},
+    "owner": {"type": "str"},
 }
 VOLUME = {"name": {"type": "str", "required": True}, "target": {"type": "str", "required": True}}
 PORT = {
@@ -403,6 +428,8 @@ READINESS = {
     "model": {"type": "str"},
     "generate_path": {"type": "str"},
     "generate_body": {"type": "dict"},
+    "gpu_path": {"type": "str"},
+    "gpu_whole": {"type": "bool", "default": True},
     "bearer_env": {"type": "str"},
     "interval_seconds": {"type": "float", "default": 0.5},
     "request_timeout_seconds": {"type": "float", "default": 30.0},
@@ -448,6 +475,7 @@ ARGUMENTS = {
     "stop_timeout_seconds": {"type": "int", "default": 30},
     "after": strings(),
     "requires": strings(),
+    "start_after": strings(),
     "readiness": {"type": "dict", "options": READINESS},
     "config_root": {"type": "path", "default": "/etc/inference-fleet"},
     "state_root": {"type": "path", "default": "/var/lib/inference-fleet"},

@@ -256,8 +256,10 @@ plan:
       returned: always
     models:
       description: >-
-        The model files that the services need, one a path, with every part of a split model - model, quantization,
-        path, size_bytes, sha256, source.
+        What the model store must hold for the services, as O(fleet.inference.model_store#module:models) takes it - of
+        each model, quantization, path and size_bytes; of a GGUF file, and of every part of a split one, sha256 and
+        source; of a repository of safetensors repository, revision and files (patterns, none for the usual ones); of
+        a model of the Ollama library ollama, its name there.
       type: list
       elements: dict
       returned: always

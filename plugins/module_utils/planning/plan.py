@@ -210,9 +210,9 @@ class _Planner:
         chosen = self._size(placed)
         planned = self._resolve(placed, chosen)
         models = {
-            file["path"]: file
+            (entry["path"], entry.get("revision", ""), entry["model"] if "ollama" in entry else ""): entry
             for item in placed
-            for file in _model_files(self._wishes, item.service.model, chosen[item.name].artifact)
+            for entry in _stored(self._wishes, item.request, chosen[item.name].artifact)
         }
         return {
             "schema_version": SCHEMA_VERSION,
@@ -222,7 +222,7 @@ class _Planner:
             "recommendation": None,
             "services": planned,
             "start_order": list(self._start_order),
-            "models": [models[path] for path in sorted(models)],
+            "models": [models[key] for key in sorted(models)],
             "warnings": self._warnings(placed, chosen),
         }
 
@@ -945,6 +945,34 @@ def _model_files(wishes: Wishes, model: Model, artifact: Artifact) -> list[dict[
         }
         for file in artifact.source.parts or (artifact.source,)
     ]
+
+
+def _stored(wishes: Wishes, request: Request, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return everything that the store must hold for a service, with the further models that it serves."""
+    further = ((item.model, item.artifact) for item in request.options.get("models", ()))
+    return [entry for pair in ((request.model, artifact), *further) for entry in _store_entries(wishes, *pair)]
+
+
+def _store_entries(wishes: Wishes, model: Model, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return what the store must hold for one model: GGUF files, a repository, or a model of the Ollama library."""
+    source, words = artifact.source, {"model": model.name, "quantization": artifact.name}
+    if isinstance(source, Weights):
+        # The folder's name in a Hugging Face cache (https://huggingface.co/docs/hub/local-cache).
+        folder = "models--" + source.repository.replace("/", "--")
+        return [
+            {
+                **words,
+                "path": posixpath.join(wishes.models_path, "huggingface", folder),
+                "size_bytes": source.size_bytes,
+                "repository": source.repository,
+                "revision": source.revision,
+                "files": list(source.files),
+            }
+        ]
+    if isinstance(source, OllamaModel):
+        path = posixpath.join(wishes.models_path, "ollama")
+        return [{**words, "path": path, "size_bytes": source.size_bytes, "ollama": source.tag}]
+    return _model_files(wishes, model, artifact)
 
 
 def _model_source(artifact: Artifact) -> dict[str, Any]:

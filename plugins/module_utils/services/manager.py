@@ -29,16 +29,18 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.engine im
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.files import FileState, OwnedFile
 from ansible_collections.fleet.inference.plugins.module_utils.services.image import explain_start
-from ansible_collections.fleet.inference.plugins.module_utils.services.spec import ServiceSpec
+from ansible_collections.fleet.inference.plugins.module_utils.services.spec import LOCK_WAIT_SECONDS, Mount, ServiceSpec
 from ansible_collections.fleet.inference.plugins.module_utils.services.systemd import Systemd, SystemdError, UnitState
 from ansible_collections.fleet.inference.plugins.module_utils.services.unit import (
     START_MARGIN_SECONDS,
     STOP_MARGIN_SECONDS,
+    render_order,
 )
 
 # How long systemctl may take beyond the unit's own limits, which end first.
 SYSTEMCTL_MARGIN_SECONDS = 60
 LOCK_MARGIN_SECONDS = 300
+SHOWN_LINES = 15
 PULL_ALWAYS_LATER = "(known after the pull)"
 
 
@@ -87,6 +89,9 @@ class Plan:
     writes: List[OwnedFile] = field(default_factory=list)
     rights: List[OwnedFile] = field(default_factory=list)
     removals: List[str] = field(default_factory=list)
+    folders: List[Mount] = field(default_factory=list)
+    #: Those of them that are not there yet.
+    made: List[str] = field(default_factory=list)
     reload: bool = False
     enable: Optional[bool] = None
     run: Optional[str] = None
@@ -189,7 +194,7 @@ class ServiceManager:
 
     def _observe(self) -> Observed:
         spec = self.spec
-        paths = {spec.unit_path, spec.program_path, *fs.plain_files(spec.directory)}
+        paths = {spec.unit_path, spec.order_path, spec.program_path, *fs.plain_files(spec.directory)}
         names = ("service.env", "readiness.json", "service.json", "applied.json", *(item.name for item in spec.files))
         paths.update(spec.file_path(name) for name in names)
         files = {path: fs.read_file(path) for path in sorted(paths)}
@@ -247,8 +252,10 @@ class ServiceManager:
             state = FileState(item.content.encode("utf-8"), item.mode, uid, self._gid)
             desired.append(OwnedFile(spec.file_path(item.name), state, restarts=True, secret=item.secret))
         if spec.readiness:
-            desired.append(owned(spec.file_path("readiness.json"), spec.readiness.to_json(), 0o600))
+            desired.append(owned(spec.file_path("readiness.json"), spec.readiness_json(), 0o600))
         desired.append(owned(spec.unit_path, self.engine.unit(spec), 0o644, restarts=True))
+        if spec.start_after:
+            desired.append(owned(spec.order_path, render_order(spec), 0o644))
         desired.append(owned(spec.file_path("service.json"), spec.to_json(image_id), 0o644, late=True))
         return desired
 
@@ -262,6 +269,7 @@ class ServiceManager:
         plan = Plan()
         if not os.path.isdir(spec.directory):
             plan.actions.append(f"create {spec.directory}")
+        self._plan_folders(plan)
         for item in desired:
             found = observed.files[item.path]
             if found is None or found.content != item.state.content:
@@ -277,13 +285,27 @@ class ServiceManager:
         if observed.enabled != wanted:
             plan.enable = wanted
             plan.actions.append(f"{'enable' if wanted else 'disable'} {spec.unit_name}")
-        plan.reload = observed.unit.needs_reload or any(item.path == spec.unit_path for item in plan.writes)
+        changed = {*(item.path for item in plan.writes), *plan.removals}
+        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, spec.order_path})
         if plan.reload:
             plan.actions.append("daemon-reload")
         plan.run = self._needed_run(observed, desired, plan)
         if plan.run:
             plan.actions.append(f"{plan.run} {spec.unit_name}")
         return plan
+
+    def _plan_folders(self, plan: Plan) -> None:
+        """Note the folders that are to be made, or given to the user of the container."""
+        for mount in self.spec.mounts:
+            if mount.owner is None:
+                continue
+            found = fs.folder_owner(mount.source)
+            if found == mount.owner_ids():
+                continue
+            plan.folders.append(mount)
+            if found is None:
+                plan.made.append(mount.source)
+            plan.actions.append(f"create {mount.source}" if found is None else f"give {mount.source} to {mount.owner}")
 
     def _needed_run(self, observed: Observed, desired: List[OwnedFile], plan: Plan) -> Optional[str]:
         state = self.spec.state
@@ -327,13 +349,17 @@ class ServiceManager:
             for parent in parents:
                 fs.make_directory(parent, 0o755)
             fs.make_directory(spec.directory, 0o750)
+            for mount in plan.folders:
+                fs.give_folder(mount.source, mount.owner_ids())
             for item in plan.writes:
+                if item.path == spec.order_path:
+                    fs.make_directory(os.path.dirname(item.path), 0o755)
                 if not item.late:
                     fs.write_file(item.path, item.state)
             for item in plan.rights:
                 fs.set_rights(item.path, item.state)
             for path in plan.removals:
-                fs.remove_file(path)
+                self._remove_file(path)
             self._activate(plan, observed)
             for item in plan.writes:
                 if item.late:
@@ -372,23 +398,23 @@ class ServiceManager:
     def _failure(self, error: Exception, plan: Plan, observed: Observed, began: float) -> ServiceError:
         """Put everything back and say what happened."""
         unit = self.spec.unit_name
-        journal: List[str] = []
+        lines: List[str] = []
         reason = _os_reason(error) if isinstance(error, OSError) else f"systemctl failed ({error})"
         if plan.touched and isinstance(error, SystemdError):
-            journal = [self.spec.masked(line) for line in self.systemd.journal(unit, began)]
+            lines = [self.spec.masked(line) for line in self.systemd.journal(unit, began)]
             if plan.run == "stop":
                 reason = f"it could not be stopped ({error}): see `systemctl status {unit}` on the node"
             else:
-                cause = explain_start(journal) or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
+                cause = explain_start(lines) or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
                 reason = f"it did not become ready: {cause}"
         restored = self._put_back(plan, observed)
-        return self._error(f"{reason}; {restored}", journal, restored)
+        return self._error(f"{reason}; {restored}", lines[-SHOWN_LINES:], restored)
 
     def _put_back(self, plan: Plan, observed: Observed) -> str:
         """Return to the observed files, enablement, image and running state; gives the clause that says how it went."""
         spec = self.spec
         unit = spec.unit_name
-        nothing_written = not (plan.writes or plan.rights or plan.removals)
+        nothing_written = not (plan.writes or plan.rights or plan.removals or plan.folders)
         moved = bool(observed.applied and observed.applied.image_id not in (None, observed.image_id))
         if plan.run == "wait for" and nothing_written:
             return "nothing of it had changed, so there is no earlier version to return to"
@@ -398,6 +424,7 @@ class ServiceManager:
         if not observed.enabled and plan.enable:
             steps.append(("disable", lambda: self.systemd.disable(unit)))
         steps.append(("files", lambda: self._restore_files(observed)))
+        steps.append(("folders", lambda: self._remove_empty(plan.made)))
         if observed.enabled and plan.enable is False:
             steps.append(("enable", lambda: self.systemd.enable(unit)))
         if moved and observed.applied and observed.applied.image_id:
@@ -441,7 +468,7 @@ class ServiceManager:
     def _restore_files(self, observed: Observed) -> None:
         for path, state in observed.files.items():
             if state is None:
-                fs.remove_file(path)
+                self._remove_file(path)
             elif fs.read_file(path) != state:
                 fs.write_file(path, state)
         if not observed.installed and not any(
@@ -449,6 +476,19 @@ class ServiceManager:
         ):
             with contextlib.suppress(OSError):
                 os.rmdir(self.spec.directory)
+
+    def _remove_file(self, path: str) -> None:
+        """Remove a file; with the drop-in goes its folder, unless somebody else has one there."""
+        fs.remove_file(path)
+        if path == self.spec.order_path:
+            self._remove_empty([os.path.dirname(path)])
+
+    @staticmethod
+    def _remove_empty(folders: List[str]) -> None:
+        """Remove folders that have nothing in them."""
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     # -- only the running state, and removal -----------------------------------------------------------------------
 
@@ -518,6 +558,8 @@ class ServiceManager:
             steps.append((f"stop {spec.unit_name}", lambda: self.systemd.stop(spec.unit_name, self._stop_timeout())))
         if observed.enabled:
             steps.append((f"disable {spec.unit_name}", lambda: self.systemd.disable(spec.unit_name)))
+        if observed.files[spec.order_path] is not None:
+            steps.append((f"remove {spec.order_path}", lambda: self._remove_file(spec.order_path)))
         if observed.installed:
             steps.append((f"remove {spec.unit_path}", lambda: fs.remove_file(spec.unit_path)))
             steps.append(("daemon-reload", self.systemd.daemon_reload))
@@ -611,7 +653,8 @@ class ServiceManager:
 
     def _start_timeout(self, deadline: float) -> float:
         """Seconds that systemctl may need to stop the old container and to start one with this readiness deadline."""
-        return self._stop_timeout() + deadline + START_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS
+        lock = LOCK_WAIT_SECONDS if self.spec.start_locks else 0
+        return self._stop_timeout() + lock + deadline + START_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS
 
     def _stop_timeout(self) -> float:
         return float(self.spec.stop_timeout_seconds + STOP_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS)
@@ -627,7 +670,7 @@ def _os_reason(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{where} cannot be written ({error.strerror}): run the task with become"
     if error.errno == errno.ELOOP:
-        return f"{where} is a symbolic link, which must be a plain file: remove the link"
+        return f"{where} is a symbolic link, which must be a plain file or folder: remove the link"
     return f"{where}: {error.strerror or error}"
 
 

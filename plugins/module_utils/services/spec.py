@@ -14,10 +14,15 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.@\\-]+\.[a-z]+")
 MODE = re.compile(r"0?[0-7]{3}")
+OWNER = re.compile(r"[0-9]+:[0-9]+")
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]+")
 RESERVED_FILES = frozenset({"service.json", "service.env", "readiness.json", "applied.json"})
 # docker reads an env file with Go's bufio.Scanner, whose longest line is 64 KiB.
 ENV_LINE_BYTES = 64 * 1024 - 1
+#: Where services that share a GPU wait for each other; emptied by a restart of the node.
+RUN_ROOT = "/run/inference-fleet"
+#: How long a service may wait until no other one starts on its GPUs, in seconds.
+LOCK_WAIT_SECONDS = 3600
 # A shorter secret would be found in a unit by chance.
 SECRET_SEARCH_CHARACTERS = 8
 
@@ -40,11 +45,17 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class Mount:
-    """A path of the node inside the container."""
+    """A path of the node inside the container; with an owner (`uid:gid`) a folder that is made and given to it."""
 
     source: str
     target: str
     read_only: bool = True
+    owner: Optional[str] = None
+
+    def owner_ids(self) -> Tuple[int, int]:
+        """The owner's user and group id."""
+        uid, _, gid = (self.owner or "").partition(":")
+        return int(uid), int(gid)
 
 
 @dataclass(frozen=True)
@@ -84,13 +95,11 @@ class Readiness:
     model: Optional[str] = None
     generate_path: Optional[str] = None
     generate_body: Optional[Dict[str, Any]] = None
+    gpu_path: Optional[str] = None
+    gpu_whole: bool = True
     bearer_env: Optional[str] = None
     interval_seconds: float = 0.5
     request_timeout_seconds: float = 30.0
-
-    def to_json(self) -> str:
-        """The text of readiness.json; it names the variable that holds a key, never the key."""
-        return json.dumps(self.__dict__, indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,7 @@ class ServiceSpec:
     stop_timeout_seconds: int = 30
     after: Tuple[str, ...] = ()
     requires: Tuple[str, ...] = ()
+    start_after: Tuple[str, ...] = ()
     readiness: Optional[Readiness] = None
     paths: Paths = field(default_factory=Paths)
 
@@ -155,6 +165,24 @@ class ServiceSpec:
         return os.path.join(self.paths.unit_dir, "multi-user.target.wants", self.unit_name)
 
     @property
+    def order_path(self) -> str:
+        """The drop-in with the order of starts: a file of its own, so that a new neighbour restarts nobody."""
+        return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "start-order.conf")
+
+    @property
+    def start_locks(self) -> Tuple[str, ...]:
+        """The locks that the service holds while it starts, one for each of its units, in the order of taking them."""
+        if self.readiness is None:
+            return ()
+        names = sorted({re.sub(r"[^A-Za-z0-9.-]", "_", unit) for unit in self.units or ()})
+        return tuple(os.path.join(RUN_ROOT, f"start-on-{name}.lock") for name in names)
+
+    @property
+    def gate_path(self) -> str:
+        """The file that says which start of the service holds its locks."""
+        return os.path.join(RUN_ROOT, f"{self.name}.start")
+
+    @property
     def directory(self) -> str:
         return os.path.join(self.paths.config_root, "services", self.name)
 
@@ -169,6 +197,15 @@ class ServiceSpec:
     def file_path(self, name: str) -> str:
         """The path of a file in the service's own directory."""
         return os.path.join(self.directory, name)
+
+    def readiness_json(self) -> str:
+        """The text of readiness.json; it names the variable that holds a key, never the key."""
+        settings = dict(self.readiness.__dict__) if self.readiness else {}
+        if self.start_locks:
+            settings["locks"] = list(self.start_locks)
+            settings["lock_timeout_seconds"] = LOCK_WAIT_SECONDS
+            settings["gate"] = self.gate_path
+        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
     def secrets(self) -> List[str]:
         """Every value that no output may show, longest first."""
@@ -254,6 +291,7 @@ class ServiceSpec:
             stop_timeout_seconds=30 if params.get("stop_timeout_seconds") is None else params["stop_timeout_seconds"],
             after=strings("after"),
             requires=strings("requires"),
+            start_after=strings("start_after"),
             readiness=Readiness(**given(readiness)) if readiness else None,
             paths=Paths(**{key: params[key] for key in ("config_root", "state_root", "unit_dir") if params.get(key)}),
         )
@@ -280,7 +318,7 @@ class ServiceSpec:
         ):
             for value in values:
                 _encodable(option, value)
-        for option, units in (("after", self.after), ("requires", self.requires)):
+        for option, units in (("after", self.after), ("requires", self.requires), ("start_after", self.start_after)):
             for unit in units:
                 if not UNIT_NAME.fullmatch(unit):
                     raise SpecError(
@@ -327,6 +365,11 @@ class ServiceSpec:
                 raise SpecError(
                     f"mounts has {mount.source}, but a service must never get the engine's socket: leave it out"
                 )
+            if mount.owner is not None and (not OWNER.fullmatch(mount.owner) or mount.read_only):
+                raise SpecError(
+                    f"mounts has the owner {mount.owner!r} for {mount.source}, which must be numbers, as in "
+                    "10001:10001, and read_only must be false"
+                )
         for volume in self.volumes:
             if not FILE_NAME.fullmatch(volume.name):
                 raise SpecError(f"volumes has the name {volume.name!r}, which must be letters, digits and ._-")
@@ -338,10 +381,12 @@ class ServiceSpec:
     def _check_readiness(self, readiness: Readiness) -> None:
         if readiness.timeout_seconds <= 0 or readiness.interval_seconds <= 0 or readiness.request_timeout_seconds <= 0:
             raise SpecError("readiness has a time that is not above 0 seconds, which must be a positive number")
-        for option in ("health_path", "models_path", "generate_path"):
+        for option in ("health_path", "models_path", "generate_path", "gpu_path"):
             path = getattr(readiness, option)
             if path is not None and not path.startswith("/"):
                 raise SpecError(f"readiness.{option} is {path!r}, which must begin with a slash")
+        if readiness.gpu_path is not None and not (readiness.model and readiness.generate_path):
+            raise SpecError("readiness.gpu_path must come with readiness.model and readiness.generate_path")
         known = set(self.env) | set(self.secret_env)
         if self.image and readiness.bearer_env is not None and readiness.bearer_env not in known:
             raise SpecError(

@@ -8,7 +8,8 @@ from typing import List
 
 from ansible_collections.fleet.inference.plugins.module_utils.services.runner import CommandNotFound, Runner
 
-JOURNAL_LINES = 15
+# Engines of several processes say the cause first, and then how each of the others ended because of it.
+JOURNAL_LINES = 100
 
 
 class SystemdError(Exception):

@@ -7,7 +7,10 @@ import hashlib
 import re
 from typing import FrozenSet, Iterable, List
 
+from ansible_collections.fleet.inference.plugins.module_utils.services.readiness import WHEN_OPEN
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
+    LOCK_WAIT_SECONDS,
+    RUN_ROOT,
     SECRET_SEARCH_CHARACTERS,
     ServiceSpec,
     SpecError,
@@ -107,7 +110,11 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     """The text of `inference-<name>.service`; raises `SpecError` when a secret would stand in it."""
     ready = spec.readiness
     deadline = ready.timeout_seconds if ready else 0
-    start_timeout = int(deadline) + START_MARGIN_SECONDS
+    longest_start = int(deadline) + START_MARGIN_SECONDS
+    start_timeout = longest_start + (LOCK_WAIT_SECONDS if spec.start_locks else 0)
+    start = [DOCKER, "start", "--attach", spec.container_name]
+    if spec.start_locks:
+        start = [PYTHON, "-I", spec.program_path, WHEN_OPEN, spec.gate_path, *start]
     requires = _unique(spec.requires)
     after = _unique(["docker.service", "network-online.target", *spec.after, *requires])
     wants = [unit for unit in ("docker.service", "network-online.target") if unit not in requires]
@@ -120,7 +127,7 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         f"Wants={' '.join(wants)}",
         f"After={' '.join(after)}",
         *([f"Requires={' '.join(requires)}"] if requires else []),
-        f"StartLimitIntervalSec={max(600, START_LIMIT_BURST * start_timeout)}",
+        f"StartLimitIntervalSec={max(600, START_LIMIT_BURST * longest_start)}",
         f"StartLimitBurst={START_LIMIT_BURST}",
         "",
         "[Service]",
@@ -130,7 +137,7 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         f"Environment=DOCKER_CONFIG={spec.paths.config_root}/docker",
         exec_line("ExecStartPre", [DOCKER, "rm", "--force", "--volumes", container], "-"),
         exec_line("ExecStartPre", [DOCKER, "create", *create_arguments(spec, controllers)]),
-        exec_line("ExecStart", [DOCKER, "start", "--attach", container]),
+        exec_line("ExecStart", start),
     ]
     if ready:
         lines.append(exec_line("ExecStartPost", [PYTHON, "-I", spec.program_path, spec.file_path("readiness.json")]))
@@ -143,6 +150,7 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         "RestartSec=2",
         f"TimeoutStartSec={start_timeout}",
         f"TimeoutStopSec={spec.stop_timeout_seconds + STOP_MARGIN_SECONDS}",
+        *(_runtime_directory() if spec.start_locks else []),
         "",
         "# For the docker client and the readiness program only; the container's own limits are the options above.",
         "CapabilityBoundingSet=",
@@ -175,6 +183,23 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     text = "\n".join(lines)
     _refuse_secrets(spec, text)
     return text
+
+
+def render_order(spec: ServiceSpec) -> str:
+    """The text of the drop-in by which a service starts after others that are to start too (`start_after`)."""
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: the order in which services of this node start.",
+            "[Unit]",
+            f"After={' '.join(_unique(spec.start_after))}",
+            "",
+        ]
+    )
+
+
+def _runtime_directory() -> List[str]:
+    # Kept when the service stops: the locks of other services lie in it.
+    return [f"RuntimeDirectory={RUN_ROOT[len('/run/') :]}", "RuntimeDirectoryPreserve=yes"]
 
 
 def _refuse_secrets(spec: ServiceSpec, text: str) -> None:

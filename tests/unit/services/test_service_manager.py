@@ -104,12 +104,92 @@ def test_units_are_recorded_without_a_restart(node, options):
     node.apply(options())
     path = node.directory / "service.json"
     assert "units" not in json.loads(path.read_text())
-    for units in (["GPU-1", "GPU-2"], []):
-        result = node.apply(options(units=units))
-        assert result.actions == [f"write {path}"]
-        assert node.verbs("restart", "start", "stop", "daemon-reload") == []
-        assert json.loads(path.read_text())["units"] == units
-        assert not node.apply(options(units=units)).changed
+    result = node.apply(options(units=[]))
+    assert result.actions == [f"write {path}"]
+    assert node.verbs("restart", "start", "stop", "daemon-reload") == []
+    assert json.loads(path.read_text())["units"] == []
+    assert not node.apply(options(units=[])).changed
+
+
+def test_other_units_are_recorded_without_a_restart(node, options):
+    """The first ones restart it: from then on it starts when no other service starts on them."""
+    node.apply(options())
+    assert f"restart {UNIT}" in node.apply(options(units=["GPU-1"])).actions
+    result = node.apply(options(units=["GPU-1", "GPU-2"]))
+    written = [f"write {node.directory / name}" for name in ("readiness.json", "service.json")]
+    assert result.actions == written
+    assert node.verbs("restart", "start", "stop", "daemon-reload") == []
+    assert not node.apply(options(units=["GPU-1", "GPU-2"])).changed
+
+
+def test_a_new_neighbour_restarts_nobody(node, options):
+    node.apply(options())
+    order = node.units / f"{UNIT}.d/start-order.conf"
+    result = node.apply(options(start_after=["inference-vllm.service"]))
+    assert result.actions == [f"write {order}", "daemon-reload"]
+    assert "After=inference-vllm.service" in order.read_text()
+    assert node.verbs("restart", "start", "stop") == []
+    assert not node.apply(options(start_after=["inference-vllm.service"])).changed
+    result = node.apply(options())
+    assert result.actions == [f"remove {order}", "daemon-reload"]
+    assert not order.parent.exists()
+    assert node.verbs("restart", "start", "stop") == []
+
+
+def test_the_order_goes_with_the_service(node, options):
+    node.apply(options(start_after=["inference-vllm.service"]))
+    order = node.units / f"{UNIT}.d/start-order.conf"
+    assert f"remove {order}" in node.apply(options(state="absent")).actions
+    assert not order.parent.exists()
+
+
+def cache(node, owner):
+    source = node.root / "var/caches/vllm/key"
+    return source, [{"source": str(source), "target": "/cache", "read_only": False, "owner": owner}]
+
+
+def test_a_folder_of_the_container_is_made_and_given(node, options):
+    mine = f"{os.geteuid()}:{os.getegid()}"
+    source, mounts = cache(node, mine)
+    assert f"create {source}" in node.apply(options(mounts=mounts), check=True).actions
+    assert not source.exists()
+    node.apply(options(mounts=mounts))
+    assert mode(source) == 0o700 and mode(source.parent) == 0o755
+    assert not node.apply(options(mounts=mounts)).changed
+    (source / "kernel.so").write_text("compiled")
+    node.apply(options(mounts=mounts, state="absent"))
+    assert (source / "kernel.so").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_goes_to_another_user_with_all_in_it(node, options, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("of somebody else")
+    source, mounts = cache(node, "10001:10002")
+    (source / "inner").mkdir(parents=True)
+    (source / "inner/kernel.so").write_text("compiled")
+    (source / "inner/link").symlink_to(outside)
+    assert f"give {source} to 10001:10002" in node.apply(options(mounts=mounts)).actions
+    for path in (source, source / "inner", source / "inner/kernel.so", source / "inner/link"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (10001, 10002)
+    assert outside.stat().st_uid == 0
+    assert not node.apply(options(mounts=mounts)).changed
+
+
+def test_a_failed_first_start_leaves_no_empty_folder(node, options):
+    source, mounts = cache(node, f"{os.geteuid()}:{os.getegid()}")
+    node.healthy = lambda: False
+    with pytest.raises(ServiceError):
+        node.apply(options(mounts=mounts))
+    assert not source.exists()
+
+
+def test_a_link_in_place_of_a_folder_is_refused(node, options, tmp_path):
+    source, mounts = cache(node, "0:0")
+    source.parent.mkdir(parents=True)
+    source.symlink_to(tmp_path)
+    with pytest.raises(ServiceError, match="is a symbolic link"):
+        node.apply(options(mounts=mounts))
 
 
 def test_mode_alone_is_put_right_without_a_restart(node, options):
@@ -332,6 +412,15 @@ def test_full_disk_before_the_restart_keeps_it_serving(node, options, monkeypatc
         ("listen tcp4 10.9.9.9:8005: bind: cannot assign requested address", "the node has no address 10.9.9.9"),
         ("unresolvable CDI devices nvidia.com/gpu=7", "knows no device nvidia.com/gpu=7"),
         ("ggml_cuda: CUDA error: out of memory", "it ran out of memory"),
+        ("error: invalid device: CUDA0", r"the engine sees no GPU \(CUDA0\) in its container"),
+        (
+            "ValueError: Free memory on device (3/24 GiB) on startup is less than desired GPU memory utilization (0.9)",
+            "less GPU memory is free than the plan gives it",
+        ),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "its share of the GPU"),
+        ("huggingface_hub.errors.LocalEntryNotFoundError: Cannot find", "the model is not whole in the model store"),
+        ("RuntimeError: Failed to infer device type", "the engine sees no GPU in its container"),
+        ("RuntimeError: No accelerator (CUDA, XPU) is available.", "the engine sees no GPU in its container"),
     ],
 )
 def test_known_causes_have_their_own_sentence(node, options, line, sentence):
@@ -339,6 +428,15 @@ def test_known_causes_have_their_own_sentence(node, options, line, sentence):
     node.healthy = lambda: False
     with pytest.raises(ServiceError, match=sentence):
         node.apply(options())
+
+
+def test_the_cause_is_found_above_the_lines_that_are_shown(node, options):
+    """The processes of one engine end one after the other, each with a traceback of its own."""
+    node.healthy = lambda: False
+    node.journal = ["RuntimeError: Failed to infer device type", *(f"  File {number}" for number in range(60))]
+    with pytest.raises(ServiceError, match="the engine sees no GPU in its container") as caught:
+        node.apply(options())
+    assert caught.value.journal == node.journal[-15:]
 
 
 def test_taken_port_is_refused_before_anything(node, options):
