@@ -29,16 +29,18 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.engine im
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.files import FileState, OwnedFile
 from ansible_collections.fleet.inference.plugins.module_utils.services.image import explain_start
-from ansible_collections.fleet.inference.plugins.module_utils.services.spec import ServiceSpec
+from ansible_collections.fleet.inference.plugins.module_utils.services.spec import GPU_READY_UNIT, ServiceSpec
 from ansible_collections.fleet.inference.plugins.module_utils.services.systemd import Systemd, SystemdError, UnitState
 from ansible_collections.fleet.inference.plugins.module_utils.services.unit import (
     START_MARGIN_SECONDS,
     STOP_MARGIN_SECONDS,
+    render_gpu_ready,
 )
 
 # How long systemctl may take beyond the unit's own limits, which end first.
 SYSTEMCTL_MARGIN_SECONDS = 60
 LOCK_MARGIN_SECONDS = 300
+GPU_READY_REPORT = "/run/inference-fleet/gpu-ready.json"
 PULL_ALWAYS_LATER = "(known after the pull)"
 
 
@@ -189,7 +191,7 @@ class ServiceManager:
 
     def _observe(self) -> Observed:
         spec = self.spec
-        paths = {spec.unit_path, spec.program_path, *fs.plain_files(spec.directory)}
+        paths = {spec.unit_path, spec.gpu_ready_path, spec.program_path, *fs.plain_files(spec.directory)}
         names = ("service.env", "readiness.json", "service.json", "applied.json", *(item.name for item in spec.files))
         paths.update(spec.file_path(name) for name in names)
         files = {path: fs.read_file(path) for path in sorted(paths)}
@@ -249,6 +251,8 @@ class ServiceManager:
         if spec.readiness:
             desired.append(owned(spec.file_path("readiness.json"), spec.readiness.to_json(), 0o600))
         desired.append(owned(spec.unit_path, self.engine.unit(spec), 0o644, restarts=True))
+        if spec.uses_gpus and os.path.exists(os.path.join(spec.paths.unit_dir, GPU_READY_UNIT)):
+            desired.append(owned(spec.gpu_ready_path, render_gpu_ready(), 0o644))
         desired.append(owned(spec.file_path("service.json"), spec.to_json(image_id), 0o644, late=True))
         return desired
 
@@ -277,7 +281,8 @@ class ServiceManager:
         if observed.enabled != wanted:
             plan.enable = wanted
             plan.actions.append(f"{'enable' if wanted else 'disable'} {spec.unit_name}")
-        plan.reload = observed.unit.needs_reload or any(item.path == spec.unit_path for item in plan.writes)
+        changed = {*(item.path for item in plan.writes), *plan.removals}
+        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, spec.gpu_ready_path})
         if plan.reload:
             plan.actions.append("daemon-reload")
         plan.run = self._needed_run(observed, desired, plan)
@@ -327,13 +332,15 @@ class ServiceManager:
             for parent in parents:
                 fs.make_directory(parent, 0o755)
             fs.make_directory(spec.directory, 0o750)
+            if any(item.path == spec.gpu_ready_path for item in plan.writes):
+                fs.make_directory(os.path.dirname(spec.gpu_ready_path), 0o755)
             for item in plan.writes:
                 if not item.late:
                     fs.write_file(item.path, item.state)
             for item in plan.rights:
                 fs.set_rights(item.path, item.state)
             for path in plan.removals:
-                fs.remove_file(path)
+                self._remove_file(path)
             self._activate(plan, observed)
             for item in plan.writes:
                 if item.late:
@@ -379,10 +386,22 @@ class ServiceManager:
             if plan.run == "stop":
                 reason = f"it could not be stopped ({error}): see `systemctl status {unit}` on the node"
             else:
-                cause = explain_start(journal) or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
+                cause = (
+                    self._gpu_cause(error)
+                    or explain_start(journal)
+                    or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
+                )
                 reason = f"it did not become ready: {cause}"
         restored = self._put_back(plan, observed)
         return self._error(f"{reason}; {restored}", journal, restored)
+
+    def _gpu_cause(self, error: SystemdError) -> str:
+        """What gpu-ready found missing, when the service was not started because of that; else empty."""
+        if "ependency" not in str(error) or not self.spec.uses_gpus:
+            return ""
+        problems = read_json(fs.read_file(GPU_READY_REPORT)).get("problems")
+        told = "; ".join(str(problem) for problem in problems) if isinstance(problems, list) else ""
+        return f"the node's GPUs can't be used ({told or f'see `systemctl status {GPU_READY_UNIT}` on the node'})"
 
     def _put_back(self, plan: Plan, observed: Observed) -> str:
         """Return to the observed files, enablement, image and running state; gives the clause that says how it went."""
@@ -441,7 +460,7 @@ class ServiceManager:
     def _restore_files(self, observed: Observed) -> None:
         for path, state in observed.files.items():
             if state is None:
-                fs.remove_file(path)
+                self._remove_file(path)
             elif fs.read_file(path) != state:
                 fs.write_file(path, state)
         if not observed.installed and not any(
@@ -519,6 +538,9 @@ class ServiceManager:
         if observed.enabled:
             steps.append((f"disable {spec.unit_name}", lambda: self.systemd.disable(spec.unit_name)))
         if observed.installed:
+            if observed.files[spec.gpu_ready_path]:
+                path = spec.gpu_ready_path
+                steps.append((f"remove {path}", lambda: self._remove_file(path)))
             steps.append((f"remove {spec.unit_path}", lambda: fs.remove_file(spec.unit_path)))
             steps.append(("daemon-reload", self.systemd.daemon_reload))
         # The unit removes its container when it stops, so a container that is running now is gone by then.
@@ -538,6 +560,13 @@ class ServiceManager:
             if observed.installed:
                 self.systemd.reset_failed(spec.unit_name)
         return self.result
+
+    def _remove_file(self, path: str) -> None:
+        """Remove a file; with the drop-in goes its folder, unless somebody else has one there."""
+        fs.remove_file(path)
+        if path == self.spec.gpu_ready_path:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(path))
 
     # -- words -----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,10 @@ PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]+")
 RESERVED_FILES = frozenset({"service.json", "service.env", "readiness.json", "applied.json"})
 # docker reads an env file with Go's bufio.Scanner, whose longest line is 64 KiB.
 ENV_LINE_BYTES = 64 * 1024 - 1
+#: The unit that says whether the node's GPUs can be used; the role gpu_ready installs it.
+GPU_READY_UNIT = "gpu-ready.service"
+#: Devices that CUDA and ROCm need; what has only /dev/dri uses Vulkan.
+COMPUTE_DEVICES = ("nvidia.com/", "amd.com/", "/dev/nvidia", "/dev/kfd")
 # A shorter secret would be found in a unit by chance.
 SECRET_SEARCH_CHARACTERS = 8
 
@@ -152,6 +156,16 @@ class ServiceSpec:
     def wants_path(self) -> str:
         """The link by which systemd knows the unit as enabled."""
         return os.path.join(self.paths.unit_dir, "multi-user.target.wants", self.unit_name)
+
+    @property
+    def gpu_ready_path(self) -> str:
+        """The drop-in of the unit that makes it wait for the GPUs."""
+        return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "gpu-ready.conf")
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether the container gets a GPU for CUDA or ROCm."""
+        return any(device.startswith(COMPUTE_DEVICES) for device in self.devices)
 
     @property
     def directory(self) -> str:

@@ -8,6 +8,7 @@ import re
 from typing import FrozenSet, Iterable, List
 
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
+    GPU_READY_UNIT,
     SECRET_SEARCH_CHARACTERS,
     ServiceSpec,
     SpecError,
@@ -175,6 +176,19 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     text = "\n".join(lines)
     _refuse_secrets(spec, text)
     return text
+
+
+def render_gpu_ready() -> str:
+    """The text of the drop-in by which a service with GPUs waits for them: a file of its own, so no restart."""
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: this service has GPUs.",
+            "[Unit]",
+            f"Requires={GPU_READY_UNIT}",
+            f"After={GPU_READY_UNIT}",
+            "",
+        ]
+    )
 
 
 def _refuse_secrets(spec: ServiceSpec, text: str) -> None:
