@@ -6,12 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.fleet.inference.plugins.module_utils.planning import PlanError, plan_node
-from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import VARIABLES
-
-_CATALOG = {"models": "inference_models", "engines": "inference_engines"}
+from ansible_collections.fleet.inference.plugins.plugin_utils import plan_input
 
 
 class ActionModule(ActionBase):
@@ -35,22 +32,10 @@ class ActionModule(ActionBase):
 
     def _plan(self, host: str, task_vars: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
         given = arguments["variables"]
-
-        def variable(name: str) -> Any:
-            if given is not None:
-                return given.get(name)
-            if name not in task_vars:
-                return None
-            try:
-                return self._templar.template(task_vars[name])
-            except AnsibleError as error:
-                reason = str(error).strip().rstrip(".").splitlines()[0]
-                raise PlanError(f"{host}: {name} has no value ({reason}); correct its template") from error
-
-        facts = arguments["facts"]
-        if facts is None:
-            gathered = task_vars.get("ansible_facts") or {}
-            facts = gathered.get("gpu") or {}
-        wishes = {name: variable(name) for name in (*VARIABLES, "ansible_host")}
-        catalog = {key: variable(name) for key, name in _CATALOG.items()}
-        return plan_node(facts, {**wishes, "host": host}, catalog)
+        if given is None:
+            found = plan_input.read(host, task_vars, self._templar.template)
+        else:
+            facts = {"ansible_facts": task_vars.get("ansible_facts")}
+            found = plan_input.read(host, {**given, **facts}, lambda value: value)
+        facts = found.facts if arguments["facts"] is None else arguments["facts"]
+        return plan_node(facts, found.wishes, found.catalog)

@@ -14,8 +14,9 @@ name: explain
 short_description: Explain a plan
 version_added: 0.1.0
 description:
-  - Returns what a plan of P(fleet.inference.plan#module) means - what runs where, the memory it takes of every GPU and
-    of the host, how many requests it answers at once, the order of starts, and every decision with its reason.
+  - Returns what a plan of P(fleet.inference.plan#module) means - what was recommended, what runs where, the memory it
+    takes of every GPU, MIG instance or partition and of the host, how many requests it answers at once, the order of
+    starts, and every decision with its reason.
   - A pure function.
 positional: facts, format
 options:
@@ -53,8 +54,9 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - Lines without line ends; or a dictionary of schema_version, node, address, tier, services, memory, unused,
-      start_order and warnings. Sizes are bytes, contexts tokens, and what is unknown is null.
+    - Lines without line ends; or a dictionary of schema_version, node, address, tier, recommendation, services, memory,
+      unused (units without a service), unusable (sentences about other GPUs), start_order and warnings. Sizes are
+      bytes, contexts tokens, and what is unknown is null.
   type: raw
 """
 

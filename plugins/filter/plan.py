@@ -24,7 +24,8 @@ options:
     required: true
   wishes:
     description:
-      - Variables of the host that the plan reads, and its name as C(host).
+      - Variables of the host that the plan reads, and its name as C(host). With C(inference_services=auto) the services
+        are those that P(fleet.inference.recommend#module) recommends.
     type: dict
     required: true
   catalog:

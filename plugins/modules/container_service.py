@@ -60,6 +60,13 @@ options:
   model:
     description: Name of the served model for C(service.json).
     type: str
+  units:
+    description:
+      - Identities of the GPUs, MIG instances or partitions that the service runs on, none for the host's memory alone,
+        for C(service.json). By them the next plan leaves the service where it is.
+      - A change here alone does not restart the service.
+    type: list
+    elements: str
   image:
     description: Image with tag or digest.
     type: str
@@ -420,6 +427,7 @@ ARGUMENTS = {
     "description": {"type": "str"},
     "backend": {"type": "str"},
     "model": {"type": "str"},
+    "units": {"type": "list", "elements": "str"},
     "image": {"type": "str"},
     "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
     "command": strings(),

@@ -13,7 +13,7 @@ description:
     i915 drivers, C(amd-smi) and C(vulkaninfo) what they know of them. The same device seen by several sources is one
     device.
   - Reads the processor, memory, NUMA nodes, operating system, cgroup controllers, addresses, listening sockets,
-    container engines and the services that this fleet runs on the node already.
+    container engines, the services that this fleet runs on the node already, and what was measured of them.
   - The whole of it takes I(timeout) seconds at most. What may be stuck or crash runs in a process of its own, which is
     not waited for; it costs its own facts and an entry in C(errors), and the module does not fail for it.
   - Reads only. NVML is asked through nvidia-ml-py, of which the controller sends what is needed along with the module;
@@ -62,6 +62,10 @@ options:
     description: The fleet's configuration directory; services are read from C(services/*/service.json) below it.
     type: path
     default: /etc/inference-fleet
+  measurements_path:
+    description: The file with the results of this node's benchmarks.
+    type: path
+    default: /var/lib/inference-fleet/measurements.json
 attributes:
   check_mode:
     description: Runs the same in check mode; it changes nothing.
@@ -1121,6 +1125,49 @@ ansible_facts:
               description: Address.
               type: str
               returned: always
+            units:
+              description:
+                - Identities of the GPUs, MIG instances or partitions that it runs on, as the plan gives them in
+                  C(units); empty in the host's memory alone.
+                - Null for a service whose record does not tell.
+              type: list
+              elements: str
+              returned: always
+        measurements:
+          description: Results of this node's benchmarks; none where there is no file of them or one is wrong.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            backend:
+              description: Backend.
+              type: str
+              returned: always
+            model:
+              description: Public name of the model.
+              type: str
+              returned: always
+            measured_at:
+              description: When it was measured.
+              type: str
+              returned: always
+              sample: '2026-11-23T15:04:05Z'
+            concurrency:
+              description: Requests at the same time.
+              type: int
+              returned: always
+            requests_per_second:
+              description: Answered requests a second.
+              type: float
+              returned: always
+            tokens_per_second:
+              description: Generated tokens a second, of all requests together.
+              type: float
+              returned: always
+            time_to_first_token_ms:
+              description: Milliseconds from a request to the first token of its answer.
+              type: float
+              returned: always
         errors:
           description: What could not be found out.
           type: list
@@ -1172,6 +1219,7 @@ def main() -> None:
             "vulkaninfo": {"type": "path"},
             "storage_path": {"type": "path", "default": "/var/lib/inference-fleet"},
             "state_path": {"type": "path", "default": "/etc/inference-fleet"},
+            "measurements_path": {"type": "path", "default": "/var/lib/inference-fleet/measurements.json"},
             # From the action plugin: nvidia-ml-py's source. It is no secret, but nothing that a node's log should hold.
             "_pynvml": {"type": "str", "no_log": True},
         },
@@ -1196,6 +1244,7 @@ def main() -> None:
         pynvml=zlib.decompress(base64.b64decode(carried)).decode() if carried else None,
         storage_path=options["storage_path"],
         state_path=options["state_path"],
+        measurements_path=options["measurements_path"],
     )
     module.exit_json(changed=False, ansible_facts={"gpu": facts})
 

@@ -11,13 +11,13 @@ version_added: 0.1.0
 description:
   - Returns what C(inference_models) needs to know of a model - parameters, layers, heads, context, sliding window,
     latent attention, experts - from the header of a GGUF file or from the C(config.json) of a Hugging Face model.
-  - For a GGUF file the entry also names the file with its size, SHA-256 and quantization.
+  - For a GGUF file the entry also names the file with its size, SHA-256 and quantization, for a split model all parts.
   - Reads a file of the controller and connects to nothing. Fails with one sentence when there is no such file, when it
     is damaged or of another kind, or when it lacks numbers.
 options:
   path:
     description:
-      - A GGUF file, a C(config.json), or a folder that holds one.
+      - A GGUF file (of a split model the first part, beside the others), a C(config.json), or a folder that holds one.
     type: str
     required: true
 notes:

@@ -26,7 +26,9 @@ options:
     type: dict
 notes:
   - >-
-    Variables read: C(inference_services), or else C(inference_backends) with C(llamacpp_model), C(llamacpp_port),
+    Variables read: C(inference_services), a list or C(auto), which takes what M(fleet.inference.recommend) recommends
+    for C(inference_workload) among C(inference_backends) (all when not set), gated models only with
+    C(inference_gated_models); or else C(inference_backends) with C(llamacpp_model), C(llamacpp_port),
     C(llamacpp_ctx_size), C(llamacpp_parallel), C(llamacpp_kv_cache_type), C(llamacpp_quantization), C(llamacpp_gpus),
     C(llamacpp_gpu_layers), which are also the defaults of an entry of C(inference_services); C(llamacpp_extra_env);
     C(inference_address), C(inference_tier), C(inference_models_path), C(inference_image_registries); the catalog
@@ -43,6 +45,7 @@ attributes:
     description: The same facts, variables and catalog give the same plan.
 seealso:
   - module: fleet.inference.gpu_facts
+  - module: fleet.inference.recommend
   - plugin: fleet.inference.plan
     plugin_type: filter
 author:
@@ -87,6 +90,25 @@ plan:
       type: str
       returned: always
       sample: cpu
+    recommendation:
+      description: Why these services, when C(inference_services=auto); null otherwise.
+      type: dict
+      returned: always
+      contains:
+        workload:
+          description: The workload that they were chosen for.
+          type: str
+          returned: always
+        why:
+          description: A sentence for every rule that decided.
+          type: list
+          elements: str
+          returned: always
+        better:
+          description: What it would take to do better, in sentences.
+          type: list
+          elements: str
+          returned: always
     services:
       description: The services.
       type: list
@@ -165,6 +187,13 @@ plan:
           description: Requests with a full context that the memory holds at the same time.
           type: int
           returned: always
+        concurrency:
+          description: >-
+            Requests that it answers at the same time with what it may take - requests of full length, short_requests
+            of short_request_tokens (null where every request has a slot of fixed size, or where a context is no longer
+            than that), and kv_cache_tokens, what the KV cache holds.
+          type: dict
+          returned: always
         kv_cache_type:
           description: Type of the KV cache.
           type: str
@@ -185,7 +214,9 @@ plan:
           type: dict
           returned: always
         model_file:
-          description: Its GGUF file - model, quantization, path, size_bytes, sha256, source; null without one.
+          description: >-
+            Its GGUF file - model, quantization, path, size_bytes, sha256, source; null without one. Of a split model
+            the first part.
           type: dict
           returned: always
         model_source:
@@ -224,7 +255,9 @@ plan:
       elements: str
       returned: always
     models:
-      description: The model files that the services need, one a path - path, size_bytes, sha256, source.
+      description: >-
+        The model files that the services need, one a path, with every part of a split model - model, quantization,
+        path, size_bytes, sha256, source.
       type: list
       elements: dict
       returned: always

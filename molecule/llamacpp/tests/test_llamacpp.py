@@ -67,6 +67,10 @@ def test_what_slots_hold_is_not_shown(ask: Any, url: str) -> None:
     assert ask(f"{url}/slots")[0] != 200
 
 
+def test_the_server_has_the_users_arguments(inspect: Any, variables: dict[str, Any]) -> None:
+    assert (inspect(UNIT)["Config"]["Cmd"] or []) == variables.get("llamacpp_extra_args", [])
+
+
 def test_container_is_locked_in(inspect: Any) -> None:
     config = inspect(UNIT)
     limits = config["HostConfig"]
@@ -106,6 +110,11 @@ def test_files_of_the_service(host: Any, variables: dict[str, Any]) -> None:
     assert (unit.user, unit.group, unit.mode) == ("root", "root", 0o644)
     verified = host.run("systemd-analyze verify %s", f"/etc/systemd/system/{UNIT}.service")
     assert UNIT not in verified.stderr, verified.stderr
+
+
+def test_the_facts_name_its_place(host: Any) -> None:
+    facts = host.ansible("fleet.inference.gpu_facts", check=False, become=True)["ansible_facts"]["gpu"]
+    assert [(item["name"], item["port"], item["units"]) for item in facts["services"]] == [("llamacpp", PORT, [])]
 
 
 def test_the_journal_has_the_servers_words(host: Any) -> None:

@@ -31,6 +31,7 @@ def collect(
     pynvml: Optional[str] = None,
     storage_path: str = "/var/lib/inference-fleet",
     state_path: str = "/etc/inference-fleet",
+    measurements_path: str = "/var/lib/inference-fleet/measurements.json",
 ) -> Dict[str, Any]:
     """Return the facts (`ansible_facts.gpu`); a source that fails leaves its part unknown and an entry in `errors`.
 
@@ -47,7 +48,7 @@ def collect(
     # Imported now, since compiling them takes about as long as NVML does to answer.
     from ansible_collections.fleet.inference.plugins.module_utils.hardware import machine, topology  # noqa: PLC0415
 
-    facts = machine.collect(host, storage_path, state_path, nvidia.loaded_module(host)[0])
+    facts = machine.collect(host, storage_path, state_path, measurements_path, nvidia.loaded_module(host)[0])
     memory_total = facts["memory_total_bytes"]
     amd_driver = report.guard("amd", partial(finish["amd"], memory_total), None)
     report.guard("intel", finish["intel"], None)

@@ -17,7 +17,13 @@ from ansible_collections.fleet.inference.plugins.module_utils.hardware import (
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
 
 
-def collect(host: Host, storage_path: str, state_path: str, nvidia_module_version: Optional[str]) -> Dict[str, Any]:
+def collect(
+    host: Host,
+    storage_path: str,
+    state_path: str,
+    measurements_path: str,
+    nvidia_module_version: Optional[str],
+) -> Dict[str, Any]:
     """Return these facts; what cannot be read is unknown and in the report's errors.
 
     `nvidia_module_version` is that of NVIDIA's loaded kernel module.
@@ -40,6 +46,7 @@ def collect(host: Host, storage_path: str, state_path: str, nvidia_module_versio
         "groups": report.guard("groups", lambda: system.group_ids(host), {"render": None, "video": None}),
         "storage": report.guard("storage", lambda: system.storage(host, storage_path), system.no_storage(storage_path)),
         "services": report.guard("services", lambda: system.services(host, state_path), []),
+        "measurements": report.guard("measurements", lambda: system.measurements(host, measurements_path), []),
         "runtime": runtime.collect(host, engines, nvidia_module_version),
         "packages": packages.drivers(engines.dpkg),
         "files": report.guard("files", lambda: written.files(host), {}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operating system around the GPUs: release, memory, cgroups, addresses, listeners, groups, storage, services."""
+"""The operating system around the GPUs, from its release to storage; this fleet's services on it and their results."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ SYSTEMD_FOLDERS = (
 )
 OS_KEYS = ("id", "version_id", "codename", "family", "kernel", "systemd_version", "hostname", "container", "wsl")
 CONTAINERS = ("docker", "podman", "lxc", "systemd-nspawn")
+MEASUREMENTS_SCHEMA_VERSION = 1
+MEASUREMENT_TEXTS = ("backend", "model", "measured_at")
+MEASUREMENT_NUMBERS = ("requests_per_second", "tokens_per_second", "time_to_first_token_ms")
+MEASUREMENT_LIMIT = 10**12
 STORAGE_KEYS = ("free_bytes", "total_bytes", "filesystem", "mount_point", "rotational")
 # A file system whose server is dead never answers; it gets so long, in a child process that can be left behind.
 STORAGE_SECONDS = 2
@@ -309,10 +313,61 @@ def services(host: Host, state_path: str) -> List[Dict[str, Any]]:
             host.report.error("services", f"{state_path}/services/{name}/service.json is no JSON object")
             continue
         row = {key: _text(content.get(key)) for key in ("name", "backend", "model", "address")}
-        port = content.get("port")
+        port, units = content.get("port"), content.get("units")
         known = isinstance(port, int) and not isinstance(port, bool)
-        found.append({**row, "name": row["name"] or name, "port": port if known else None})
+        told = isinstance(units, list) and all(_text(unit) for unit in units)
+        found.append(
+            {**row, "name": row["name"] or name, "port": port if known else None, "units": units if told else None}
+        )
     return found
+
+
+def measurements(host: Host, path: str) -> List[Dict[str, Any]]:
+    """Return the results of this node's benchmarks from the file `path`; none of them when any is wrong."""
+    text = host.text(path)
+    if text is None:
+        if host.exists(path):
+            host.report.error("measurements", f"{path} cannot be read")
+        return []
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    problem = _measurements_problem(content)
+    if problem is not None:
+        host.report.error("measurements", f"{path} {problem}; run the benchmark again, or remove the file")
+        return []
+    keys = (*MEASUREMENT_TEXTS, "concurrency", *MEASUREMENT_NUMBERS)
+    return [{key: result.get(key) for key in keys} for result in content["results"]]
+
+
+def _measurements_problem(content: Any) -> Optional[str]:
+    """Return what is wrong in a file of measurements, None when nothing is."""
+    if not isinstance(content, dict) or not isinstance(content.get("results"), list):
+        return "is no JSON object with a list of results"
+    if content.get("schema_version") != MEASUREMENTS_SCHEMA_VERSION:
+        return f"has schema version {content.get('schema_version')}, and {MEASUREMENTS_SCHEMA_VERSION} is read"
+    for position, result in enumerate(content["results"]):
+        if not isinstance(result, dict):
+            return f"has a result {position} that is no JSON object"
+        for key in MEASUREMENT_TEXTS:
+            if _text(result.get(key)) is None:
+                return f"has a result {position} whose {key} is no text"
+        if not _measured(result.get("concurrency"), whole=True):
+            return f"has a result {position} whose concurrency is no whole number above 0"
+        for key in MEASUREMENT_NUMBERS:
+            if not _measured(result.get(key)):
+                return f"has a result {position} whose {key} is no number above 0"
+    return None
+
+
+def _measured(value: Any, *, whole: bool = False) -> bool:
+    """Say whether a value is a number that can have been measured, or is left out."""
+    if value is None:
+        return True
+    # Neither NaN nor Infinity, which Python's JSON reads, is above 0 and below a bound.
+    number = isinstance(value, int) or (isinstance(value, float) and not whole)
+    return number and not isinstance(value, bool) and 0 < value < MEASUREMENT_LIMIT
 
 
 def _text(value: Any) -> Optional[str]:

@@ -14,10 +14,12 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning import ll
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Model, ModelFile
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import (
     Artifact,
+    Concurrency,
     Demand,
     Launch,
     Request,
     Setting,
+    Share,
     Situation,
     Unit,
 )
@@ -432,6 +434,11 @@ def cache_decision(prompt_cache: int) -> str:
     return f"prompt cache {prompt_cache // MIB} MiB of host memory: a share of what the services leave free"
 
 
+def slots_concurrency(slots: int, context: int) -> Concurrency:
+    """Return how many requests slots of a context answer at the same time: a short request takes a whole slot too."""
+    return Concurrency(requests=slots, short_requests=None, kv_cache_tokens=slots * context)
+
+
 def checkpoint_decision(model: Model, kv_type: str) -> list[str]:
     """Say how many context checkpoints a slot keeps, nothing for a model that needs none."""
     number = checkpoints(model, kv_type)
@@ -467,6 +474,10 @@ class LlamaCpp:
     def settings(self, request: Request) -> Iterator[Setting]:
         """Yield the settings to choose from, each taking at least as much memory as the one before it."""
         return ladder(request)
+
+    def concurrency(self, request: Request, setting: Setting, share: Share) -> Concurrency:
+        """Return the slots, each of which has a context of its own."""
+        return slots_concurrency(setting.parallel, setting.context_length)
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how the server is started.

@@ -18,10 +18,12 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_l
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Model
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import (
     Artifact,
+    Concurrency,
     Demand,
     Launch,
     Request,
     Setting,
+    Share,
     Situation,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import MIB, PlanError
@@ -139,10 +141,13 @@ class Ollama:
     kv_cache_types = backend_llamacpp.KV_CACHE_TYPES
 
     def artifacts(self, model: Model) -> tuple[Artifact, ...]:
-        """Return the library's form of a model, then its GGUF files, from which Ollama creates the same offline."""
+        """Return the library's form of a model, then its GGUF files, from which Ollama creates the same offline.
+
+        It creates none from a GGUF in several files (https://github.com/ollama/ollama/issues/5245).
+        """
         tagged = model.ollama
         library = () if tagged is None else (Artifact("gguf", tagged.quantization, tagged.size_bytes, tagged),)
-        return (*library, *backend_llamacpp.gguf_artifacts(model.gguf))
+        return (*library, *backend_llamacpp.gguf_artifacts(file for file in model.gguf if not file.parts))
 
     def unit_counts(self, model: Model, most: int) -> tuple[int, ...]:
         """Return over how many units a model can be spread, ascending, none above ``most``."""
@@ -165,6 +170,11 @@ class Ollama:
     def settings(self, request: Request) -> Iterator[Setting]:
         """Yield the settings to choose from, each taking at least as much memory as the one before it."""
         return backend_llamacpp.ladder(request, 1 if is_serial(request.model) else sizing.DEFAULT_PARALLEL)
+
+    def concurrency(self, request: Request, setting: Setting, share: Share) -> Concurrency:
+        """Return the slots of the service's own model, each of which has a context of its own."""
+        slots = _runners(request, setting)[0].slots
+        return backend_llamacpp.slots_concurrency(slots.parallel, slots.context)
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how the server is started.

@@ -19,6 +19,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.core impo
     Launch,
     Request,
     Setting,
+    Share,
     Situation,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import GIB, MIB, size_text
@@ -43,8 +44,8 @@ CPU_PROGRAM = 4 * GIB
 SHARED_MEMORY_BASE, SHARED_MEMORY_PER_UNIT, SHARED_MEMORY_CPU = 2 * GIB, 4 * GIB, 4 * GIB
 #: Digits of --mem-fraction-static, and the room for what rounding down takes of the largest units.
 FRACTION_DIGITS, ROUNDING = 5, 4 * MIB
-#: Above this share of the host's free memory a CPU has no room to compute.
-CPU_MOST_FRACTION = 0.9
+#: Above this share of the host's free memory a CPU, or a GPU with unified memory, has no room to compute.
+HOST_MOST_FRACTION = 0.9
 
 #: States for each request of a model with such layers: three, and two while steps overlap and prefixes are kept
 #: (KVCacheConfigurator._calculate_mamba_ratio).
@@ -149,7 +150,7 @@ class SglangBackend(tensor_engines.TensorEngine):
             SHARED_MEMORY_BASE + SHARED_MEMORY_PER_UNIT * units.units,
         )
 
-    def concurrency(self, request: Request, setting: Setting, kv_cache_bytes: int, length: int) -> int:
+    def held_requests(self, request: Request, setting: Setting, kv_cache_bytes: int, length: int) -> int:
         """Return how many requests of a length a KV cache holds at once, at most ``--max-running-requests``.
 
         Args:
@@ -158,13 +159,24 @@ class SglangBackend(tensor_engines.TensorEngine):
             kv_cache_bytes: The cache of one unit, see ``granted_kv_cache``.
             length: Tokens of a request, prompt and answer.
         """
-        tokens = self._held_tokens(request, setting, kv_cache_bytes)
+        tokens = self.held_tokens(request, setting, kv_cache_bytes)
         held = tokens // min(length, setting.context_length)
         window = request.model.sliding_window
         if window is not None and self._has_window_pool(setting):
             each = min(length, window.window + WINDOW_SLACK)
             held = min(held, int(tokens * self._window_ratio(request, setting)) // each)
         return min(self.limits(request, setting).requests, held)
+
+    def held_tokens(self, request: Request, setting: Setting, kv_cache_bytes: int) -> int:
+        """Return how many tokens a KV cache of one unit holds (``--max-total-tokens``)."""
+        room = max(0, kv_cache_bytes - self._states_bytes(request, setting))
+        return int(room / self._cell_bytes(request, setting))
+
+    def granted(self, request: Request, setting: Setting, share: Share) -> int:
+        """Return what the service may take of each unit: its share, or less where the user wishes so."""
+        free = share.unit_bytes - share.taken_before
+        allowed = self.allowed_bytes(request, setting, free) if request.units else None
+        return share.bytes if allowed is None else min(share.bytes, allowed)
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how SGLang is started; the image has no entry point of its own.
@@ -203,7 +215,7 @@ class SglangBackend(tensor_engines.TensorEngine):
                 env["OMP_NUM_THREADS"] = str(situation.threads)
         said = tensor_engines.decisions(request, setting, situation, units)
         said.append(sentence)
-        said.append(f"up to {limits.requests} requests and {limits.batch_tokens} tokens of a prompt at once")
+        said += tensor_engines.limits_decisions(request, limits, REQUESTS_OPTION, TOKENS_OPTION)
         final, variables = tensor_engines.with_extras(situation, _EXTRAS, arguments, env)
         return Launch(
             arguments=final,
@@ -220,36 +232,33 @@ class SglangBackend(tensor_engines.TensorEngine):
         Weights and KV cache get a share of what is free when the process begins (_profile_available_bytes); graphs and
         activations come out of the rest. Its own context is not free any more then.
         """
-        share = situation.share
+        share, cache, reason = situation.share, need.kv_cache, "weights and KV cache"
+        on_host = not request.units or any(unit.unified for unit in situation.units)
+        # The plan leaves a part of the host to the system; how much of it is free at the start nobody knows.
+        free = (int(share.unit_bytes * HOST_SHARE) if on_host else share.unit_bytes) - share.taken_before
         if request.units:
-            free = share.unit_bytes - share.taken_before - tensor_engines.CONTEXT_BYTES
-            granted = tensor_engines.granted_bytes(
-                request,
-                situation,
-                allowed=self.allowed_bytes(request, setting, share.unit_bytes - share.taken_before),
-                option=f"{self.name}_{SHARE_OPTION}",
-                part=need.weights + need.kv_cache + ROUNDING,
-                whole=free,
-            )
+            allowed = self.allowed_bytes(request, setting, free)
+            free -= tensor_engines.CONTEXT_BYTES
+            static = need.weights + need.kv_cache + ROUNDING
+            option = f"{self.name}_{SHARE_OPTION}"
+            tensor_engines.check_share(request, situation.host, option=option, part=static, whole=free)
+            granted = self.granted(request, setting, share)
             cache = self.granted_kv_cache(request, setting, granted)
-            part = tensor_engines.fraction(need.weights + cache + ROUNDING, free, FRACTION_DIGITS)
-            capped = not share.alone
-        else:
-            # The plan leaves the rest of the host to the system; how much of it is free at the start nobody knows.
-            free = int(share.unit_bytes * HOST_SHARE) - share.taken_before
-            cache = need.kv_cache
-            wanted = tensor_engines.fraction(need.weights + cache + ROUNDING, max(1, free), FRACTION_DIGITS)
-            part, capped = min(CPU_MOST_FRACTION, wanted), True
+            reason = "wished" if granted == allowed else reason
+        part = tensor_engines.fraction(need.weights + cache + ROUNDING, max(1, free), FRACTION_DIGITS)
+        if on_host:
+            part = min(HOST_MOST_FRACTION, part)
         arguments = ["--mem-fraction-static", str(part)]
-        if capped:
+        if on_host or not share.alone:
             # Neighbours may hold less than planned at the start; the share of more is more.
-            arguments += ["--max-total-tokens", str(self._held_tokens(request, setting, cache))]
+            arguments += ["--max-total-tokens", str(self.held_tokens(request, setting, cache))]
         if kv_cache.layer_kinds(request.model).state:
             arguments += ["--max-mamba-cache-size", str(self._states(request, setting))]
         if self._has_window_pool(setting) and kv_cache.layer_kinds(request.model).full:
             arguments += ["--swa-full-tokens-ratio", str(float(self._window_ratio(request, setting)))]
         beside = f" beside {size_text(share.taken_before)} of other services" if share.taken_before else ""
-        return arguments, f"memory fraction {part} of the {size_text(free)} that are free at the start{beside}"
+        sentence = f"memory fraction {part}: {reason}, of the {size_text(free)} that are free at the start{beside}"
+        return arguments, sentence
 
     def _has_window_pool(self, setting: Setting) -> bool:
         repository = tensor_engines.weights_source(setting.artifact).repository.lower()
@@ -291,10 +300,6 @@ class SglangBackend(tensor_engines.TensorEngine):
     def _tokens_bytes(self, request: Request, setting: Setting, tokens: int) -> int:
         total = tokens * self._cell_bytes(request, setting)
         return -(-total.numerator // total.denominator)
-
-    def _held_tokens(self, request: Request, setting: Setting, kv_cache_bytes: int) -> int:
-        room = max(0, kv_cache_bytes - self._states_bytes(request, setting))
-        return int(room / self._cell_bytes(request, setting))
 
     def _states(self, request: Request, setting: Setting) -> int:
         return STATES_PER_REQUEST * self.limits(request, setting).requests

@@ -16,6 +16,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.core impo
     Launch,
     Request,
     Setting,
+    Share,
     Situation,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import GIB, MIB, size_text
@@ -140,7 +141,12 @@ class VllmBackend(tensor_engines.TensorEngine):
             SHARED_MEMORY_BASE + SHARED_MEMORY_PER_UNIT * units.units,
         )
 
-    def concurrency(self, request: Request, setting: Setting, kv_cache_bytes: int, length: int) -> int:
+    def held_tokens(self, request: Request, setting: Setting, kv_cache_bytes: int) -> int:
+        """Return the tokens that vLLM prints as ``KV cache size``: requests of full length that fit, in tokens."""
+        each = self._request_bytes(request, setting, setting.context_length)
+        return self._room(request, setting, kv_cache_bytes) * setting.context_length // each
+
+    def held_requests(self, request: Request, setting: Setting, kv_cache_bytes: int, length: int) -> int:
         """Return how many requests of a length a KV cache holds at the same time, at most ``--max-num-seqs``.
 
         Args:
@@ -149,9 +155,13 @@ class VllmBackend(tensor_engines.TensorEngine):
             kv_cache_bytes: The cache of one unit, see ``granted_kv_cache``.
             length: Tokens of a request, prompt and answer.
         """
-        room = kv_cache_bytes - self._states_bytes(request, setting)
-        held = max(0, room) // self._request_bytes(request, setting, min(length, setting.context_length))
-        return min(self.limits(request, setting).requests, held)
+        each = self._request_bytes(request, setting, min(length, setting.context_length))
+        return min(self.limits(request, setting).requests, self._room(request, setting, kv_cache_bytes) // each)
+
+    def granted(self, request: Request, setting: Setting, share: Share) -> int:
+        """Return what the service may take of each unit: its share, or less where the user wishes so."""
+        allowed = self.allowed_bytes(request, share.unit_bytes) if request.units else None
+        return share.bytes if allowed is None else min(share.bytes, allowed)
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how vLLM is started.
@@ -196,7 +206,7 @@ class VllmBackend(tensor_engines.TensorEngine):
                 env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         arguments += memory
         said.append(sentence)
-        said.append(f"up to {limits.requests} requests and {limits.batch_tokens} tokens at once")
+        said += tensor_engines.limits_decisions(request, limits, REQUESTS_OPTION, TOKENS_OPTION)
         final, variables = tensor_engines.with_extras(situation, _EXTRAS, arguments, env)
         return Launch(
             arguments=final,
@@ -216,28 +226,30 @@ class VllmBackend(tensor_engines.TensorEngine):
         --kv-cache-memory-bytes too; then it does not look at what its neighbours do while it measures.
         """
         share = situation.share
-        granted = tensor_engines.granted_bytes(
-            request,
-            situation,
-            allowed=self.allowed_bytes(request, share.unit_bytes),
-            option=f"{self.name}_{SHARE_OPTION}",
-            part=need.total,
-            whole=share.unit_bytes,
-        )
+        option = f"{self.name}_{SHARE_OPTION}"
+        tensor_engines.check_share(request, situation.host, option=option, part=need.total, whole=share.unit_bytes)
+        granted = self.granted(request, setting, share)
         context = tensor_engines.CONTEXT_BYTES
         if share.alone and not any(unit.unified for unit in situation.units):
             wanted = min(granted, share.unit_bytes - context)
             utilization = tensor_engines.fraction(wanted, share.unit_bytes, FRACTION_DIGITS)
+            wished = granted == self.allowed_bytes(request, share.unit_bytes)
+            reason = "wished" if wished else "the service is alone on its units"
             return (
                 ["--gpu-memory-utilization", str(utilization)],
-                f"gpu memory utilization {utilization}: the service is alone on its units",
+                f"gpu memory utilization {utilization}: {reason}; what the rest leaves is KV cache",
             )
         utilization = tensor_engines.fraction(granted - context, share.unit_bytes, FRACTION_DIGITS)
         cache = self.granted_kv_cache(request, setting, granted)
         return (
             ["--gpu-memory-utilization", str(utilization), "--kv-cache-memory-bytes", str(cache)],
-            f"KV cache {size_text(cache)} of each unit: the rest of its share of {size_text(granted)} of shared memory",
+            f"KV cache {size_text(cache)} of each unit: the rest of its share of {size_text(granted)}; gpu memory "
+            f"utilization {utilization} is what must be free at the start",
         )
+
+    def _room(self, request: Request, setting: Setting, kv_cache_bytes: int) -> int:
+        """Return what of a KV cache is left for tokens."""
+        return max(0, kv_cache_bytes - self._states_bytes(request, setting))
 
     def _request_bytes(self, request: Request, setting: Setting, length: int) -> int:
         """Return what a request of a length takes of the KV cache of one unit, in vLLM's blocks, without states."""

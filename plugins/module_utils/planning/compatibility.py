@@ -84,6 +84,8 @@ def first_variant(
     device: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
     run_as: str | None = None,
+    *,
+    float16: bool = True,
 ) -> Variant | Refusal:
     """Return an engine's first image that runs here, else why the one that comes closest does not.
 
@@ -93,6 +95,7 @@ def first_variant(
         device: GPU of the hardware facts; None on tier ``cpu``.
         facts: Hardware facts of the node: its CPU and its driver are read.
         run_as: Format of weights that the image must serve too, when one is wanted (see ``Served.run_as``).
+        float16: Whether the model of that format can be computed in float16 (see ``Model.float16``).
     """
     variants = [variant for variant in engine.variants if variant.tier == tier]
     if not variants:
@@ -100,7 +103,7 @@ def first_variant(
         return Refusal(-1, f"{engine.name} has no image for tier {tier}", f"set inference_tier to one of {tiers}")
     refusals = []
     for variant in variants:
-        found = refusal(engine, variant, device, facts, run_as)
+        found = refusal(engine, variant, device, facts, run_as, float16=float16)
         if found is None:
             return variant
         refusals.append(found)
@@ -113,13 +116,16 @@ def refusal(
     device: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
     run_as: str | None = None,
+    *,
+    float16: bool = True,
 ) -> Refusal | None:
     """Return why an image does not run on this node and GPU (or does not serve a format there), None when it does."""
     found = _cpu_refusal(engine, variant, facts)
     if found is None and device is not None:
         found = _gpu_refusal(engine, variant, device, facts) or _driver_refusal(engine, variant, device, facts)
     if found is None and run_as is not None:
-        found = _format_refusal(engine, variant, device, run_as)
+        overflow = None if float16 else _float16_refusal(engine, variant, device)
+        found = overflow or _format_refusal(engine, variant, device, run_as)
     return found
 
 
@@ -129,12 +135,19 @@ def served_formats(
     device: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
     model_formats: Iterable[str] = FORMATS,
+    *,
+    float16: bool = True,
 ) -> list[Served]:
-    """Return which formats of a model an engine serves here, best quality first, each with the image that does."""
+    """Return which formats of a model an engine serves here, best quality first, each with the image that does.
+
+    Without ``float16`` the model cannot be computed in float16 (see ``Model.float16``).
+    """
     variants = [
         variant
         for variant in engine.variants
-        if variant.tier == tier and refusal(engine, variant, device, facts) is None
+        if variant.tier == tier
+        and refusal(engine, variant, device, facts) is None
+        and (float16 or _keeps_range(variant, device))
     ]
     wanted = set(model_formats)
     found = (_served(variants, device, item) for item in FORMATS if item in wanted)
@@ -160,6 +173,7 @@ def nearest(
     facts: Mapping[str, Any],
     *,
     model_formats: Iterable[str] = FORMATS,
+    float16: bool = True,
 ) -> Alternative | None:
     """Return what works here in place of a backend that was refused, None when nothing does.
 
@@ -173,6 +187,7 @@ def nearest(
         device: GPU of the hardware facts; None on tier ``cpu``.
         facts: Hardware facts of the node.
         model_formats: Formats that the model has; all when no model is known.
+        float16: Whether it can be computed in float16.
     """
     formats = tuple(model_formats)
     tiers = _tiers(tier, device)
@@ -180,7 +195,7 @@ def nearest(
         Alternative(engine.name, other, served, other == tier)
         for engine in engines
         for other in tiers
-        for served in served_formats(engine, other, None if other == "cpu" else device, facts, formats)
+        for served in served_formats(engine, other, None if other == "cpu" else device, facts, formats, float16=float16)
     ]
 
     return best(options, backend, tier, device)
@@ -281,6 +296,29 @@ def _driver_refusal(
             f"install a driver that reports CUDA {needed} or newer",
         )
     return None
+
+
+def _keeps_range(variant: Variant, device: Mapping[str, Any] | None) -> bool:
+    """Tell whether an image computes in a type of float32's range: in bfloat16, or as GGUF's engines choose."""
+    if set(variant.formats) <= {"gguf"}:
+        return True
+    return "bf16" in variant.formats and _meets(variant.formats["bf16"], device)
+
+
+def _float16_refusal(engine: Engine, variant: Variant, device: Mapping[str, Any] | None) -> Refusal | None:
+    """Say that a model whose values overflow in float16 would be computed in it, which a smaller format changes not."""
+    if _keeps_range(variant, device):
+        return None
+    needs = variant.formats.get("bf16")
+    remedy = "use another backend"
+    if isinstance(needs, str):
+        remedy = f"use a GPU of compute capability {needs} or newer"
+    elif needs is not None:
+        remedy = f"use one of {', '.join(needs)}"
+    where = "the CPU" if device is None else device_title(device)
+    return Refusal(
+        4, f"{_image(engine, variant)} has no bfloat16 on {where} and this model's values overflow in float16", remedy
+    )
 
 
 def _format_refusal(engine: Engine, variant: Variant, device: Mapping[str, Any] | None, run_as: str) -> Refusal | None:

@@ -20,6 +20,8 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog i
 UNIT_SHARE = 0.92
 #: Share of a node's memory that all services may take together; the rest is for the system and the page cache.
 HOST_SHARE = 0.8
+#: Tokens of a request that is typical of a chat, prompt and answer: what the number of short requests is told for.
+SHORT_REQUEST = 4096
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,19 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Concurrency:
+    """How many requests a service answers at the same time.
+
+    ``requests`` with a full context each; ``short_requests`` of ``SHORT_REQUEST`` tokens, None where every request has
+    a slot of fixed size or where a context is no longer than that. ``kv_cache_tokens`` is what the KV cache holds.
+    """
+
+    requests: int
+    short_requests: int | None
+    kv_cache_tokens: int
+
+
+@dataclass(frozen=True)
 class Launch:
     """How the engine is started with a setting: arguments behind the image's entry point, and environment."""
 
@@ -173,6 +188,9 @@ class Backend(Protocol):
 
     def settings(self, request: Request) -> Iterator[Setting]:
         """Yield the settings to choose from, each taking at least as much memory as the one before it."""
+
+    def concurrency(self, request: Request, setting: Setting, share: Share) -> Concurrency:
+        """Return how many requests a setting answers at the same time with what it may take of its units."""
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
         """Return how the engine is started; raises PlanError for extra arguments that would undo the plan."""

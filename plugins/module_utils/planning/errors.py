@@ -12,6 +12,9 @@ T = TypeVar("T")
 MIB = 1024**2
 GIB = 1024**3
 
+#: A sentence names at most so many of the entries that a variable has.
+MOST_CHOICES = 8
+
 
 class PlanError(ValueError):
     """There is no plan; a sentence for each reason: host, variable or service, what is wrong, what would be right.
@@ -56,9 +59,22 @@ def choices_text(choices: Iterable[str]) -> str:
     return ", ".join(sorted(choices)) or "none"
 
 
-def suggestion_text(word: str, choices: Iterable[str], what: str) -> str:
-    """Return ``"did you mean X? <what>: a, b"``, without the question when nothing is close to the word."""
+def suggestion_text(word: str, choices: Iterable[str], what: str, where: str | None = None) -> str:
+    """Return ``"did you mean X? <what>: a, b"``, without the question when nothing is close to the word.
+
+    Args:
+        word: What was written.
+        choices: What would have been right.
+        what: Word for the choices, such as ``known``.
+        where: The variable that has them all; a long list then shows the nearest of them and counts the others.
+    """
     known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    # A repository's name differs from ours by its owner and by capital letters.
+    names = {choice.lower(): choice for choice in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     listed = f"{what}: {choices_text(known)}"
-    return f"did you mean {close[0]}? {listed}" if close else listed
+    if where is not None and len(known) > MOST_CHOICES:
+        nearest = difflib.get_close_matches(word.lower(), names, n=MOST_CHOICES, cutoff=0)
+        shown = ", ".join(names[name] for name in nearest)
+        listed = f"{what}: {shown} and {len(known) - len(nearest)} more in {where}"
+    return f"did you mean {names[close[0]]}? {listed}" if close else listed

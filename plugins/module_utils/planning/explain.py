@@ -4,20 +4,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.fleet.inference.plugins.module_utils.planning.compatibility import device_title
-from ansible_collections.fleet.inference.plugins.module_utils.planning.core import HOST_SHARE
-from ansible_collections.fleet.inference.plugins.module_utils.text import (
-    LABEL_WIDTH,
-    counted,
-    gib,
-    joined,
-    ranges,
-    row,
-    table,
-)
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import HOST_SHARE, Unit
+from ansible_collections.fleet.inference.plugins.module_utils.planning.units import names, units, unusable
+from ansible_collections.fleet.inference.plugins.module_utils.text import gib, joined, table
 
 SCHEMA_VERSION = 1
 #: Longest line. Ansible puts four blanks before the lines of a message, which makes 120 columns of them.
@@ -33,13 +25,13 @@ BAR = (
     ("free_bytes", ".", "free"),
     ("reserved_bytes", "-", "not for services"),
 )
-#: Backends that give their KV cache to requests block by block: shorter requests leave room for more of them.
-PAGED_BACKENDS = ("sglang", "vllm")
-#: Tokens of a request that is typical of a chat: what the number of shorter requests is told for.
-SHORT_REQUEST = 4096
+#: Columns of the labels on the left.
+LABEL_WIDTH = 13
 
 _HOST = "host"
-_HEAD = ["Name", "Backend", "Model", "Weights", "Runs on", "TP", "Context", "Parallel", "Port"]
+_HOST_UNIT: dict[str, Any] = {"identity": _HOST, "title": "host memory", "index": None, "memory_bytes": None}
+_CONCURRENCY = ("requests", "short_requests", "short_request_tokens", "kv_cache_tokens")
+_HEAD = ["Name", "Backend", "Model", "Weights", "Runs on", "TP", "Context", "Requests", "Port"]
 _NUMBERS = (5, 6, 7, 8)
 #: The columns that are cut where a table is too wide, and how short they may become; the full text stands below it.
 _FLEXIBLE = {0: 12, 2: 20, 3: 12, 4: 12}
@@ -50,25 +42,28 @@ def document(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         plan: What ``plan_node`` returns.
-        facts: ``ansible_facts.gpu`` of the node: names and whole memory of its GPUs are read.
+        facts: ``ansible_facts.gpu`` of the node: names and memory of what services can be put on are read.
 
     Returns:
-        schema_version, node, address, tier, services (with units, memory of one unit, concurrency and decisions),
-        memory (one entry a unit that serves, then the host's where it is used), unused (usable GPUs without a
-        service), start_order and warnings.
+        schema_version, node, address, tier, recommendation (as in the plan), services (with units, memory of one unit,
+        concurrency and decisions), memory (one entry a unit that serves, then the host's where it is used), unused
+        (units without a service), unusable (sentences about other GPUs), start_order and warnings.
     """
     plan, facts = _mapping(plan), _mapping(facts)
-    services = [_service(item, facts) for item in _mappings(plan.get("services"))]
-    names = [service["name"] for service in services]
+    tier = plan.get("tier")
+    known = {unit.identity: unit for unit in units(facts, str(tier))}
+    services = [_service(item, known) for item in _mappings(plan.get("services"))]
     return {
         "schema_version": SCHEMA_VERSION,
         "node": plan.get("node"),
         "address": plan.get("address"),
-        "tier": plan.get("tier"),
+        "tier": tier,
+        "recommendation": plan.get("recommendation"),
         "services": services,
-        "memory": _pools(services, facts),
-        "unused": _unused(services, facts),
-        "start_order": [str(name) for name in plan.get("start_order") or names],
+        "memory": _pools(services, known, facts.get("memory_total_bytes")),
+        "unused": _unused(services, known),
+        "unusable": unusable(facts, str(tier)),
+        "start_order": [str(name) for name in plan.get("start_order") or ()],
         "warnings": [str(item) for item in plan.get("warnings") or ()],
     }
 
@@ -78,22 +73,20 @@ def lines(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     told = document(plan, facts)
     services = told["services"]
     found = _wrapped("Node", joined([told["node"], _after("tier", told["tier"]), told["address"]]))
+    found += _recommended(_mapping(told["recommendation"]))
     found += _services(services)
     found += _memory(told["memory"])
     found += _wrapped("Unused", _names(told["unused"]) if told["unused"] else None)
+    found += _bullets("Not usable", told["unusable"])
     for number, service in enumerate(services):
         found += _wrapped("" if number else "Requests", f"{service['name']}: {_requests(service)}")
     if len(services) > 1:
         found += _wrapped("Start", ", then ".join(told["start_order"]))
     for number, service in enumerate(services):
-        weights = joined([service["format"], service["quantization"]], " ")
-        title = joined([service["name"], service["backend"], service["model"], weights, _where(service)])
+        title = joined([service["name"], service["backend"], service["model"], _weights(service), _where(service)])
         found += _wrapped("" if number else "Why", title)
-        for decision in service["decisions"]:
-            found += _wrapped("", decision, "- ")
-    for number, warning in enumerate(told["warnings"]):
-        found += _wrapped("" if number else "Warnings", warning, "- ")
-    return found
+        found += _bullets("", service["decisions"])
+    return found + _bullets("Warnings", told["warnings"])
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -112,18 +105,20 @@ def _after(word: str, value: object) -> str | None:
     return None if value is None else f"{word} {value}"
 
 
-def _service(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    file = _mapping(service.get("model_file"))
+def _service(service: Mapping[str, Any], known: Mapping[str, Unit]) -> dict[str, Any]:
     memory = _mapping(service.get("memory"))
-    weights = service.get("format") or ("gguf" if file else None)
+    weights, overhead = _bytes(memory, "weights_bytes"), _bytes(memory, "overhead_bytes")
+    # An engine that pages its KV cache makes one of all that its share leaves, at its start.
+    cache = max(_bytes(memory, "kv_cache_bytes"), _bytes(memory, "share_bytes") - weights - overhead)
+    concurrency = _mapping(service.get("concurrency"))
     return {
         "name": str(service.get("name") or "-"),
         "backend": service.get("backend"),
         "model": service.get("model"),
-        "format": weights,
-        "quantization": service.get("quantization") or file.get("quantization"),
+        "format": service.get("format"),
+        "quantization": service.get("quantization"),
         "image": service.get("image"),
-        "units": _units(service, facts),
+        "units": [_unit(item, known) for item in _mappings(service.get("units"))],
         "tensor_parallel_size": service.get("tensor_parallel_size"),
         "pipeline_parallel_size": service.get("pipeline_parallel_size"),
         "context_length": service.get("context_length"),
@@ -133,107 +128,70 @@ def _service(service: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
         "port": service.get("port"),
         "memory": {
             "pool": memory.get("pool"),
-            "weights_bytes": _bytes(memory, "weights_bytes"),
-            "kv_cache_bytes": _bytes(memory, "kv_cache_bytes"),
-            "overhead_bytes": _bytes(memory, "overhead_bytes"),
+            "weights_bytes": weights,
+            "kv_cache_bytes": cache,
+            "overhead_bytes": overhead,
             "beside_bytes": _bytes(memory, "host_bytes"),
             "budget_bytes": memory.get("budget_bytes"),
         },
-        "concurrency": _concurrency(service),
+        "concurrency": {key: concurrency.get(key) for key in _CONCURRENCY},
         "decisions": [str(item) for item in service.get("decisions") or ()],
     }
 
 
-def _units(service: Mapping[str, Any], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what a service runs on: the plan's units, else its GPUs; none on a CPU."""
-    found = []
-    for unit in _mappings(service.get("units")) or _mappings(service.get("devices")):
-        identity = unit.get("identity") or unit.get("uuid") or unit.get("pci_bus_id")
-        device = _device(identity, facts)
-        index = unit.get("index") if device is None else device.get("index")
-        title = unit.get("title") or device_title(device or unit)
-        found.append({"identity": identity, "title": str(title), "index": index})
-    return found
+def _unit(item: Mapping[str, Any], known: Mapping[str, Unit]) -> dict[str, Any]:
+    """Return one of the plan's units with what the facts know of it."""
+    identity = str(item.get("identity"))
+    unit = known.get(identity)
+    if unit is None:
+        return {"identity": identity, "title": str(item.get("title") or identity), "index": None, "memory_bytes": None}
+    return {"identity": identity, "title": unit.title, "index": unit.index, "memory_bytes": unit.memory_bytes}
 
 
-def _device(identity: object, facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    for device in _mappings(facts.get("devices")):
-        if identity is not None and identity in (device.get("uuid"), device.get("pci_bus_id")):
-            return device
-    return None
-
-
-def _unused(services: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the usable GPUs that no service is on."""
+def _unused(services: Sequence[Mapping[str, Any]], known: Mapping[str, Unit]) -> list[dict[str, Any]]:
+    """Return the GPUs, MIG instances and partitions that no service is on, in the order of the node's units."""
     used = {unit["identity"] for service in services for unit in service["units"]}
-    return [
-        {
-            "identity": device.get("uuid") or device.get("pci_bus_id"),
-            "title": device_title(device),
-            "index": device.get("index"),
-        }
-        for device in _mappings(facts.get("devices"))
-        if device.get("usable") and not used & {device.get("uuid"), device.get("pci_bus_id")}
-    ]
+    return [_unit({"identity": identity}, known) for identity in known if identity not in used]
 
 
-def _concurrency(service: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many requests are answered at once: what the plan gave memory to, and about how many short ones."""
-    context, parallel = service.get("context_length"), service.get("parallel")
-    if not context or not parallel:
-        return {"requests": parallel, "tokens_each": context, "tokens": None, "short_requests": None}
-    tokens = int(context) * int(parallel)
-    paged = service.get("backend") in PAGED_BACKENDS and context > SHORT_REQUEST
-    return {
-        "requests": parallel,
-        "tokens_each": context,
-        "tokens": tokens,
-        "short_requests": tokens // SHORT_REQUEST if paged else None,
-    }
-
-
-def _pools(services: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Add up what the services take of every unit, and of the host."""
+def _pools(
+    services: Sequence[Mapping[str, Any]], known: Mapping[str, Unit], host_bytes: int | None
+) -> list[dict[str, Any]]:
+    """Add up what the services take of every unit, and of the host: the units in their order, the host last."""
     pools: dict[str, dict[str, Any]] = {}
     for service in services:
         memory = service["memory"]
         # Unified memory is the host's: the plan says so by its pool, although the service has a GPU.
         on_host = memory["pool"] == _HOST or not service["units"]
-        for identity, title in [(_HOST, "host memory")] if on_host else _places(service):
-            pool = _pool(pools, identity, title, facts)
-            pool["budget_bytes"] = memory["budget_bytes"] or pool["budget_bytes"]
+        for unit in [_HOST_UNIT] if on_host else service["units"]:
+            pool = pools.setdefault(unit["identity"], _pool(unit, known, host_bytes))
+            pool["budget_bytes"] = pool["budget_bytes"] or memory["budget_bytes"]
             pool["services"].append(service["name"])
             for key in ("weights_bytes", "kv_cache_bytes", "overhead_bytes"):
                 pool[key] += memory[key]
         if memory["beside_bytes"]:
-            host = _pool(pools, _HOST, "host memory", facts)
+            host = pools.setdefault(_HOST, _pool(_HOST_UNIT, known, host_bytes))
             host["beside_bytes"] += memory["beside_bytes"]
             host["services"] += [] if on_host else [service["name"]]
-    return [_with_free(pools[key]) for key in sorted(pools, key=lambda key: (key == _HOST, pools[key]["order"], key))]
+    order = [*known, *(key for key in pools if key not in known and key != _HOST), _HOST]
+    return [_with_free(pools[key]) for key in order if key in pools]
 
 
-def _places(service: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for unit in service["units"]:
-        yield str(unit["identity"]), unit["title"]
-
-
-def _pool(pools: dict[str, dict[str, Any]], identity: str, title: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    device = _device(identity, facts)
-    total = facts.get("memory_total_bytes") if identity == _HOST else _mapping(device).get("memory_total_bytes")
-    index = _mapping(device).get("index")
-    budget = int(total * HOST_SHARE) if identity == _HOST and total else None
-    empty: dict[str, Any] = {
+def _pool(unit: Mapping[str, Any], known: Mapping[str, Unit], host_bytes: int | None) -> dict[str, Any]:
+    """Return a unit's memory, or the host's, with nothing taken of it yet."""
+    identity = unit["identity"]
+    total, budget = unit["memory_bytes"], known[identity].budget if identity in known else None
+    if identity == _HOST and host_bytes:
+        total, budget = host_bytes, int(host_bytes * HOST_SHARE)
+    return {
         "identity": identity,
-        "title": title,
-        "index": index,
-        # GPUs in the order of their numbers; MIG instances and partitions, which have none here, by their identity.
-        "order": index if isinstance(index, int) else len(_mappings(facts.get("devices"))),
+        "title": unit["title"],
+        "index": unit["index"],
         "services": [],
         "total_bytes": total,
         "budget_bytes": budget,
         **{key: 0 for key, _character, _words in BAR[:4]},
     }
-    return pools.setdefault(identity, empty)
 
 
 def _with_free(pool: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +200,7 @@ def _with_free(pool: dict[str, Any]) -> dict[str, Any]:
     budget = pool["budget_bytes"] or pool["total_bytes"] or used
     total = max(pool["total_bytes"] or budget, budget)
     return {
-        **{key: value for key, value in pool.items() if key != "order"},
+        **pool,
         "total_bytes": total,
         "budget_bytes": budget,
         "used_bytes": used,
@@ -270,11 +228,34 @@ def _wrapped(label: str, text: str | None, bullet: str = "") -> list[str]:
         return []
     indent = " " * len(bullet)
     parts = textwrap.wrap(text, WIDTH - LABEL_WIDTH, initial_indent=bullet, subsequent_indent=indent or "  ")
-    return [line for number, part in enumerate(parts) for line in row("" if number else label, part)]
+    return [_row("" if number else label, part) for number, part in enumerate(parts)]
+
+
+def _row(label: str, text: str) -> str:
+    return label.ljust(LABEL_WIDTH) + text
+
+
+def _bullets(label: str, texts: Iterable[object]) -> list[str]:
+    """Return sentences behind one label, each with a bullet."""
+    return [line for number, text in enumerate(texts) for line in _wrapped("" if number else label, str(text), "- ")]
+
+
+def _recommended(recommendation: Mapping[str, Any]) -> list[str]:
+    """Say for which workload the services were chosen and why, and what would do better; nothing for wished ones."""
+    if not recommendation:
+        return []
+    found = _wrapped("Recommended", f"for the workload {recommendation.get('workload')}")
+    found += _bullets("", recommendation.get("why") or ())
+    return found + _bullets("Better", recommendation.get("better") or ())
 
 
 def _cell(value: object) -> str:
     return "-" if value is None else str(value)
+
+
+def _weights(service: Mapping[str, Any]) -> str | None:
+    """Return format and quantization, which have one name where the format is the quantization."""
+    return joined(list(dict.fromkeys([service["format"], service["quantization"]])), " ")
 
 
 def _where(service: Mapping[str, Any]) -> str:
@@ -282,20 +263,14 @@ def _where(service: Mapping[str, Any]) -> str:
     return _names(service["units"], short=True) if service["units"] else "CPU"
 
 
-def _names(units: Sequence[Mapping[str, Any]], short: bool = False) -> str:
-    """Return the names of units; whole GPUs of one kind are told by their numbers: ``GPU 0-3 (NVIDIA L4)``."""
-    heads = [f"GPU {unit.get('index')} " for unit in units]
-    kinds = {unit["title"].removeprefix(head) for unit, head in zip(units, heads, strict=True)}
-    whole = all(unit["title"].startswith(head) for unit, head in zip(units, heads, strict=True))
-    if not whole or (len(kinds) > 1 and not short):
-        return ", ".join(unit["title"] for unit in units)
-    numbers = f"GPU {ranges([str(unit['index']) for unit in units])}"
-    return numbers if short else f"{numbers} {kinds.pop()}"
+def _names(items: Iterable[Mapping[str, Any]], short: bool = False) -> str:
+    """Return the names of units or pools of the document."""
+    return names((item["title"] for item in items), short)
 
 
 def _services(services: Sequence[Mapping[str, Any]]) -> list[str]:
     if not services:
-        return row("Services", "none")
+        return [_row("Services", "none")]
     rows = [_HEAD]
     for service in services:
         rows.append(
@@ -303,16 +278,16 @@ def _services(services: Sequence[Mapping[str, Any]]) -> list[str]:
                 service["name"],
                 _cell(service["backend"]),
                 _cell(service["model"]),
-                joined([service["format"], service["quantization"]], " ") or "-",
+                _cell(_weights(service)),
                 _where(service),
                 _cell(service["tensor_parallel_size"]),
                 _cell(service["context_length"]),
-                _cell(service["parallel"]),
+                _cell(service["concurrency"]["requests"]),
                 _cell(service["port"]),
             ]
         )
     drawn = table(_narrowed(rows), _NUMBERS)
-    return [line for number, text in enumerate(drawn) for line in row("" if number else "Services", text)]
+    return [_row("" if number else "Services", text) for number, text in enumerate(drawn)]
 
 
 def _narrowed(rows: list[list[str]]) -> list[list[str]]:
@@ -360,11 +335,13 @@ def _sum(pool: Mapping[str, Any]) -> str:
 
 
 def _requests(service: Mapping[str, Any]) -> str:
-    about = service["concurrency"]
-    if about["tokens"] is None:
+    """Return how many requests a service answers at once; engines that page their KV cache take more short ones."""
+    about, context = service["concurrency"], service["context_length"]
+    if about["requests"] is None or context is None:
         return "unknown"
-    requests = counted(about["requests"], "request")
-    text = f"{requests} at once, up to {about['tokens_each']} tokens each"
-    if about["short_requests"]:
-        text += f"; about {about['short_requests']} of {SHORT_REQUEST} tokens"
+    text = f"{about['requests']} at once of up to {context} tokens"
+    if about["short_requests"] is not None:
+        text += f", or about {about['short_requests']} of {about['short_request_tokens']}"
+    if about["kv_cache_tokens"] is not None:
+        text += f"; the KV cache holds {about['kv_cache_tokens']} tokens"
     return text

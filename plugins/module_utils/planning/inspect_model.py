@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's numbers from its own files: a catalog entry from a GGUF header or from a config.json of Hugging Face.
 
-Runs on the controller. Only the header of a GGUF file is parsed; its checksum reads the whole file once.
+Runs on the controller. Only the header of a GGUF file is parsed; its checksum reads the whole file once. Of a split
+model all parts are read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _QUANTIZATION = re.compile(r"(?:^|[.-])((?:I?Q\d\w*|MXFP4|BF16|F16|F32))\.gguf\Z", re.IGNORECASE)
+_FIRST_PART = re.compile(r"-00001-of-\d{5}(?=\.gguf\Z)")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 #: Tensors that are computed, not learned.
@@ -23,6 +25,9 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 #: Every which layer has full attention where the file gives only the window (llama.cpp, set_swa_pattern).
 _GGUF_PATTERN = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 _CONFIG_PATTERN = {"gemma2": 2, "gemma3_text": 6}
+
+#: Kinds whose values overflow in float16 (vLLM, vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS).
+_OVERFLOWING = ("gemma2", "gemma3", "gemma3_text", "glm4", "plamo2")
 
 #: What Gemma 3 leaves out of its config.json (transformers, Gemma3TextConfig).
 _GEMMA3 = {
@@ -70,7 +75,8 @@ def inspect_model(path: str | Path) -> dict[str, dict[str, Any]]:
         if not _FILE_NAME.match(path.name):
             raise InspectError(f"{path} can not be in the catalog; rename it with letters, digits and . _ - only")
         entry = _from_gguf(config)
-        stem = re.sub(rf"[.-]{re.escape(entry['gguf'][0]['quantization'])}\Z", "", path.stem, flags=re.IGNORECASE)
+        stem = _whole_name(path).removesuffix(".gguf")
+        stem = re.sub(rf"[.-]{re.escape(entry['gguf'][0]['quantization'])}\Z", "", stem, flags=re.IGNORECASE)
         return {_name(stem): entry}
     except OSError as error:
         raise InspectError(f"{path} can not be read ({error.strerror}); give a file that you may read") from error
@@ -98,7 +104,7 @@ def _entry(path: Path, numbers: Mapping[str, Any], extra: Mapping[str, Any]) -> 
         )
     merged = {**numbers, **{key: value for key, value in extra.items() if value is not None}}
     order = ("parameters", "active_parameters", *list(numbers)[1:], "attention_layers", "sliding_window", "mla")
-    return {key: merged[key] for key in (*order, "licence", "gguf") if key in merged}
+    return {key: merged[key] for key in (*order, "float16", "licence", "gguf") if key in merged}
 
 
 def _sliding_window(window: object, full_attention_layers: int, context: object) -> dict[str, int] | None:
@@ -117,10 +123,9 @@ def _from_gguf(path: Path) -> dict[str, Any]:
     arch = fields.get("general.architecture")
     if arch == "clip" or fields.get("general.type") == "mmproj":
         raise InspectError(f"{path} holds a vision encoder only; give the file of the model itself")
-    if (_whole(fields.get("split.count")) or 1) > 1:
-        raise InspectError(
-            f"{path} is one part of a split model; merge the parts with llama-gguf-split, or give a config.json"
-        )
+    parts = _parts(path, _whole(fields.get("split.count")) or 1)
+    for part in parts[1:]:
+        tensors += _read_gguf(part)[1]
 
     def number(key: str) -> Any:
         return fields.get(f"{arch}.{key}")
@@ -142,8 +147,7 @@ def _from_gguf(path: Path) -> dict[str, Any]:
         parameters += count
         experts += count if _EXPERTS.match(name) else 0
     total, used = _whole(number("expert_count")), _whole(number("expert_used_count"))
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    files = [_file(part) for part in parts]
     licence = fields.get("general.license")
     return _entry(
         path,
@@ -163,18 +167,48 @@ def _from_gguf(path: Path) -> dict[str, Any]:
             "attention_layers": _gguf_attention_layers(per_layer, number("full_attention_interval"), layers),
             "sliding_window": _gguf_sliding_window(str(arch), number, layers, context),
             "mla": {"kv_lora_rank": rank, "rope_head_dim": number("rope.dimension_count")} if rank else None,
+            "float16": False if arch in _OVERFLOWING else None,
             "licence": _LICENCES.get(str(licence).lower(), licence) if isinstance(licence, str) else None,
             "gguf": [
                 {
                     "quantization": _quantization(path, fields.get("general.file_type")),
-                    "file": path.name,
-                    "size_bytes": path.stat().st_size,
-                    "sha256": sha256,
-                    "source": {"file": str(path.absolute())},
+                    **(files[0] if len(files) == 1 else {"files": files}),
                 }
             ],
         },
     )
+
+
+def _parts(path: Path, count: int) -> list[Path]:
+    """Return the files that llama.cpp reads as one model when it is given the first (llama_split_path)."""
+    if count == 1:
+        return [path]
+    first = f"-00001-of-{count:05d}.gguf"
+    if not path.name.endswith(first):
+        raise InspectError(f"{path} is one of {count} parts of a model; give the first one, whose name ends in {first}")
+    stem = path.name.removesuffix(first)
+    parts = [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise InspectError(f"{part} does not exist; put all {count} parts of the model into one folder")
+    return parts
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Return what the catalog says of one file."""
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "file": path.name,
+        "size_bytes": path.stat().st_size,
+        "sha256": sha256,
+        "source": {"file": str(path.absolute())},
+    }
+
+
+def _whole_name(path: Path) -> str:
+    """Return a file's name, of a split model without the number of the part."""
+    return _FIRST_PART.sub("", path.name)
 
 
 def _read_gguf(path: Path) -> tuple[dict[str, Any], list[tuple[str, int]]]:
@@ -242,7 +276,7 @@ def _quantization(path: Path, file_type: object) -> str:
         # 0 is a type too, F32; -1 is none.
         name = LlamaFileType(file_type if isinstance(file_type, int) else -1).name
     except ValueError:
-        found = _QUANTIZATION.search(path.name)
+        found = _QUANTIZATION.search(_whole_name(path))
         return found[1].upper() if found else "unknown"
     return re.sub(r"^(MOSTLY|ALL)_|_MOE\Z", "", name)
 
@@ -283,6 +317,7 @@ def _from_config(path: Path) -> dict[str, Any]:
         "attention_layers": _config_attention_layers(config),
         "sliding_window": _config_sliding_window(config),
         "mla": {"kv_lora_rank": rank, "rope_head_dim": rope} if rank else None,
+        "float16": False if config.get("model_type") in _OVERFLOWING else None,
     }
     # Everything that the count needs is known to be there.
     _entry(path, numbers, extra)

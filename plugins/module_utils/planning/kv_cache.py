@@ -106,12 +106,6 @@ def layer_token_bytes(model: Model, kv_cache_type: str | None, tensor: int = 1) 
     )
 
 
-def token_bytes(model: Model, kv_cache_type: str | None = None, tensor: int = 1) -> int:
-    """Return the bytes of one token in all layers that keep it on one unit: the most that a token can take."""
-    kinds = layer_kinds(model)
-    return (kinds.full + kinds.window) * layer_token_bytes(model, kv_cache_type, tensor)
-
-
 def state_bytes(model: Model, tensor: int = 1) -> int:
     """Return the bytes of one request's state in one layer that keeps a state, on one unit."""
     return -(-model.attention_heads * model.head_dim * STATE_BYTES_PER_VALUE // tensor)

@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import TIERS, Engine
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Unit
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import PlanError
-from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import Wishes, is_address
+from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import (
+    ServiceWish,
+    Wishes,
+    is_address,
+)
+
+#: How many ports from a backend's first one on a service keeps, at least.
+KEPT_PORTS = 10
 
 _TITLES = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "vulkan": "GPU"}
 _WILDCARDS = ("0.0.0.0", "::", "*", "")  # noqa: S104 - the addresses of other programs' sockets
@@ -92,7 +99,7 @@ def container_device(unit: Unit, tier: str, facts: Mapping[str, Any]) -> dict[st
 def assign_ports(
     wishes: Wishes, engines: Mapping[str, Engine], address: str, facts: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Give every service its port: the wished one, else the backend's default and the next free ones after it, by name.
+    """Give every service its port: the wished one, else the one it has now, else its backend's first free one, by name.
 
     Raises:
         PlanError: Two services wish one port, or something that is no service of ours listens on a port.
@@ -108,9 +115,14 @@ def assign_ports(
                 )
             ports[wish.name], owners[wish.port] = wish.port, wish.name
     # By name, so that the order of the list changes nothing.
-    for wish in sorted(wishes.services, key=lambda wish: wish.name):
+    others = sorted((wish for wish in wishes.services if wish.port is None), key=lambda wish: wish.name)
+    for wish in others:
+        port = current_port(wish, facts)
+        if port is not None and port not in owners and port in _near(wish, others, engines):
+            ports[wish.name], owners[port] = port, wish.name
+    for wish in others:
         if wish.name not in ports:
-            port = wish.default_port or engines[wish.backend].port
+            port = first_port(wish, engines)
             while port in owners:
                 port += 1
             if port > 65535:
@@ -130,6 +142,51 @@ def assign_ports(
                 + wish.remedy("port", free)
             )
     return ports
+
+
+def port_reason(
+    wish: ServiceWish, wishes: Wishes, engines: Mapping[str, Engine], port: int, facts: Mapping[str, Any]
+) -> str:
+    """Return why a service has the port that ``assign_ports`` gave it."""
+    if wish.port is not None:
+        return "wished"
+    current = current_port(wish, facts)
+    if port == current:
+        return "as it runs now"
+    reason = f"the first free one from {first_port(wish, engines)}"
+    if current is None:
+        return reason
+    taker = next((f", which service {other.name} wishes" for other in wishes.services if other.port == current), "")
+    return f"{reason}; it moves from {current}{taker}"
+
+
+def first_port(wish: ServiceWish, engines: Mapping[str, Engine]) -> int:
+    """Return the port from which a service of a backend gets its own."""
+    return wish.default_port or engines[wish.backend].port
+
+
+def current_port(wish: ServiceWish, facts: Mapping[str, Any]) -> int | None:
+    """Return the port that the service has now, by what the facts say of it; None for a new one."""
+    port = current_service(wish, facts).get("port")
+    return port if isinstance(port, int) else None
+
+
+def current_service(wish: ServiceWish, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the facts say of the service as it runs now; nothing for a new one."""
+    for item in facts.get("services") or []:
+        if item.get("name") == wish.name and item.get("backend") == wish.backend:
+            return dict(item)
+    return {}
+
+
+def _near(wish: ServiceWish, others: Sequence[ServiceWish], engines: Mapping[str, Engine]) -> range:
+    """Return the ports that a service gets without a wish, also when services before it were removed since.
+
+    A port further from the first one was wished once, in a variable that is not set any more.
+    """
+    first = first_port(wish, engines)
+    alike = sum(1 for other in others if other.backend == wish.backend)
+    return range(first, first + max(KEPT_PORTS, 2 * alike))
 
 
 def _foreign_listeners(address: str, facts: Mapping[str, Any]) -> dict[int, str]:

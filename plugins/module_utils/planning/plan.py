@@ -10,8 +10,6 @@ from typing import Any
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning import (
     assignment,
-    backend_llamacpp,
-    backend_ollama,
     backend_sglang,
     backend_vllm,
     compatibility,
@@ -27,6 +25,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.assignmen
     Refused,
     Wanted,
 )
+from ansible_collections.fleet.inference.plugins.module_utils.planning.backends import BACKENDS
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import (
     Catalog,
     Engine,
@@ -38,9 +37,12 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog i
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import (
     HOST_SHARE,
+    SHORT_REQUEST,
+    UNIT_SHARE,
     Artifact,
     Backend,
     Demand,
+    Launch,
     Request,
     Setting,
     Share,
@@ -53,13 +55,15 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.errors im
     choices_text,
     size_text,
 )
+from ansible_collections.fleet.inference.plugins.module_utils.planning.recommend import Node, recommend
 from ansible_collections.fleet.inference.plugins.module_utils.planning.sizing import (
     CONTEXT_STEP,
     DEFAULT_PARALLEL,
     USEFUL_CONTEXT,
 )
-from ansible_collections.fleet.inference.plugins.module_utils.planning.units import find, units, unusable
+from ansible_collections.fleet.inference.plugins.module_utils.planning.units import find, names, units, unusable
 from ansible_collections.fleet.inference.plugins.module_utils.planning.wishes import (
+    AUTO,
     SETTINGS,
     ServiceWish,
     Wishes,
@@ -74,17 +78,19 @@ PAGED = ("sglang", "vllm")
 #: What a model lacks that a backend cannot load.
 NEEDS = {
     "llamacpp": "no GGUF file",
-    "ollama": "no Ollama tag and no GGUF file",
+    "ollama": "no Ollama tag and no GGUF file in one piece",
     "sglang": "no repository of safetensors",
     "vllm": "no repository of safetensors",
 }
+#: Why services on one unit start in the order of ``assignment.START_ORDER``.
+START_REASONS = {
+    "llamacpp": "llama.cpp takes its memory at the start",
+    "ollama": "Ollama looks anew at what is free whenever it loads a model",
+    "sglang": "SGLang takes a share of what is free when it starts",
+    "vllm": "vLLM starts only when its share of the whole memory is free",
+}
 #: Backends that keep a cache of prompts in host memory.
 PROMPT_CACHES = ("llamacpp", "ollama")
-
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (backend_llamacpp.BACKEND, backend_ollama.BACKEND, backend_sglang.BACKEND, backend_vllm.BACKEND)
-}
 
 
 def plan_node(facts: Mapping[str, Any], wishes: Mapping[str, Any], catalog: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,13 +104,43 @@ def plan_node(facts: Mapping[str, Any], wishes: Mapping[str, Any], catalog: Mapp
         catalog: ``{"models": inference_models, "engines": inference_engines}``.
 
     Returns:
-        A plain dictionary (schema_version 1): node, address, tier, services, models, warnings. Sizes are bytes.
+        A plain dictionary (schema_version 1): node, address, tier, recommendation (workload, why, better; None where
+        the services are the user's), services, start_order, models, warnings. Sizes are bytes.
 
     Raises:
         PlanError: There is no plan; every problem is one sentence that begins with the host's name.
     """
     book = Catalog(str(wishes.get("host") or "this host"), catalog)
-    return _Planner(parse_wishes(wishes, book.backends), facts, book).plan()
+    wished = parse_wishes(wishes, book.backends)
+    if not wished.auto:
+        return _Planner(wished, facts, book).plan()
+    found = recommend(recommended_node(facts, wishes, book), wished.workload, book)
+    chosen = parse_wishes({**wishes, "inference_services": found["services"]}, book.backends)
+    told = {"workload": wished.workload, "why": found["why"], "better": found["better"]}
+    return {**_Planner(chosen, facts, book).plan(), "recommendation": told}
+
+
+def recommended_node(facts: Mapping[str, Any], wishes: Mapping[str, Any], book: Catalog) -> Node:
+    """Return a node to choose services for: what fits on it beside what its variables wish for whole backends.
+
+    Args:
+        facts: As for ``plan_node``.
+        wishes: As for ``plan_node``; ``inference_services`` is not read.
+        book: The catalog.
+
+    Raises:
+        PlanError: The variables or the facts are wrong, so that no services at all could be planned.
+    """
+    auto = parse_wishes({**wishes, "inference_services": AUTO}, book.backends)
+    tier = _Planner(auto, facts, book).tier
+
+    def fits(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        wished = parse_wishes({**wishes, "inference_services": services}, book.backends)
+        return _Planner(wished, facts, book).outline()
+
+    return Node(
+        facts, fits, auto.host, tier=tier, gated=auto.gated_models, backends=auto.backends, wished=auto.whole_backends
+    )
 
 
 @dataclass(frozen=True)
@@ -173,17 +209,42 @@ class _Planner:
         placed = self._place(known)
         chosen = self._size(placed)
         planned = self._resolve(placed, chosen)
-        models = {item["model_file"]["path"]: item["model_file"] for item in planned if item["model_file"]}
+        models = {
+            file["path"]: file
+            for item in placed
+            for file in _model_files(self._wishes, item.service.model, chosen[item.name].artifact)
+        }
         return {
             "schema_version": SCHEMA_VERSION,
             "node": self._host,
             "address": self._address,
             "tier": self._tier,
+            "recommendation": None,
             "services": planned,
             "start_order": list(self._start_order),
             "models": [models[path] for path in sorted(models)],
             "warnings": self._warnings(placed, chosen),
         }
+
+    @property
+    def tier(self) -> str:
+        """Tier that the node is used as."""
+        return self._tier
+
+    def outline(self) -> list[dict[str, Any]]:
+        """Return the planned services, without advice on what would fit when they do not: a fraction of its time.
+
+        Raises:
+            PlanError: There is no plan.
+        """
+        self._problems.tell()
+        services = [self._service(wish) for wish in self._wishes.services]
+        found = self._assign(services)
+        if found.refused:
+            raise PlanError(f"{self._host}: there is not enough memory")
+        self._start_order = found.start_order
+        placed = self._at_places(services, found)
+        return self._resolve(placed, self._size(placed))
 
     def _check_facts(self) -> None:
         if not isinstance(self._facts, Mapping) or not self._facts:
@@ -262,7 +323,7 @@ class _Planner:
             device = None if unit is None else unit.device
             architecture = None if unit is None else unit.architecture
             if architecture not in by_architecture:
-                option = self._option(engine, device, artifacts, formats)
+                option = self._option(model, engine, device, artifacts)
                 by_architecture[architecture] = option
                 if option is None:
                     refusals.append(self._not_served(engine, device, formats, model))
@@ -274,9 +335,10 @@ class _Planner:
         return options
 
     def _option(
-        self, engine: Engine, device: Mapping[str, Any] | None, artifacts: tuple[Artifact, ...], formats: Sequence[str]
+        self, model: Model, engine: Engine, device: Mapping[str, Any] | None, artifacts: tuple[Artifact, ...]
     ) -> _Option | None:
-        served = compatibility.served_formats(engine, self._tier, device, self._facts, formats)
+        formats = {item.format for item in artifacts}
+        served = compatibility.served_formats(engine, self._tier, device, self._facts, formats, float16=model.float16)
         if not served:
             return None
         variant = served[0].variant
@@ -289,7 +351,9 @@ class _Planner:
         """Say why none of the formats can be served on a device, and what is the nearest that can."""
         found = compatibility.first_variant(engine, self._tier, device, self._facts)
         if isinstance(found, Variant):
-            found = compatibility.first_variant(engine, self._tier, device, self._facts, formats[0])
+            found = compatibility.first_variant(
+                engine, self._tier, device, self._facts, formats[0], float16=model.float16
+            )
         if isinstance(found, Variant):
             return f"{engine.name} does not serve {formats[0]} on {'the CPU' if device is None else 'this GPU'}"
         return found.sentence(self._nearest(engine, device, model))
@@ -303,7 +367,15 @@ class _Planner:
             if other.name not in self._book.backends:
                 continue
             formats = tuple(dict.fromkeys(item.format for item in BACKENDS[other.name].artifacts(model)))
-            near = compatibility.nearest([other], engine.name, self._tier, device, self._facts, model_formats=formats)
+            near = compatibility.nearest(
+                [other],
+                engine.name,
+                self._tier,
+                device,
+                self._facts,
+                model_formats=formats,
+                float16=model.float16,
+            )
             found += [near] if near is not None else []
         return compatibility.best(found, engine.name, self._tier, device)
 
@@ -350,7 +422,7 @@ class _Planner:
             backend=wish.backend,
             candidates=tuple(candidates),
             pins=pins,
-            count=counts[0] if len(counts) == 1 and counts[0] else None,
+            count=counts[0] if counts[0] and (wish.gpus or wish.tensor_parallel_size) else None,
             current=self._current(wish),
             allowed=frozenset(identity for identity in service.options if identity is not None),
             # llama.cpp and Ollama spread whole layers.
@@ -393,17 +465,23 @@ class _Planner:
 
     def _current(self, wish: ServiceWish) -> tuple[str, ...]:
         """Return where the service runs now, by what the facts say of it."""
-        for item in self._facts.get("services") or []:
-            if item.get("name") == wish.name and item.get("backend") == wish.backend:
-                return tuple(item.get("devices") or ())
-        return ()
+        units = placement.current_service(wish, self._facts).get("units")
+        return () if units is None else tuple(units) or (assignment.HOST,)
 
     def _assign(self, services: Sequence[_Service]) -> Assignment:
+        """Give the services places; who runs stays there, unless only moving makes room for all."""
         # Not the node's problems: a wish that is only tried must not add to them, nor fail because of them.
         problems = Problems()
-        wanted = [problems.each(self._wanted, service) for service in services]
+        found = [problems.each(self._wanted, service) for service in services]
         problems.tell()
-        return assignment.assign((item for item in wanted if item is not None), self._units, self._host_budget)
+        wanted = [item for item in found if item is not None]
+        kept = assignment.assign(wanted, self._units, self._host_budget)
+        if kept.refused and any(item.current for item in wanted):
+            anew = [replace(item, current=()) for item in wanted]
+            moved = assignment.assign(anew, self._units, self._host_budget)
+            if not moved.refused:
+                return moved
+        return kept
 
     def _place(self, services: Sequence[_Service]) -> list[_Placed]:
         """Find every service its units, or refuse all that have none, each with the nearest wish that has."""
@@ -413,6 +491,11 @@ class _Planner:
             if refused is not None:
                 self._problems.each(self._refuse, service, refused, services)
         self._problems.tell()
+        self._start_order = found.start_order
+        return self._at_places(services, found)
+
+    def _at_places(self, services: Sequence[_Service], found: Assignment) -> list[_Placed]:
+        """Return the services with what each is made of at its place."""
         placed = []
         for service in services:
             place = found.places[service.wish.name]
@@ -425,7 +508,6 @@ class _Planner:
             )
             request = self._request(service, place.candidate.count, artifacts)
             placed.append(_Placed(service, place, option.variant, request))
-        self._start_order = found.start_order
         return placed
 
     def _refuse(self, service: _Service, refused: Refused, services: Sequence[_Service]) -> None:
@@ -510,15 +592,20 @@ class _Planner:
         chosen = {name: ladder[0] for name, ladder in ladders.items()}
         by_name = {item.name: item for item in placed}
         for group in _groups(placed):
-            for level in range(1, max(len(ladders[name]) for name in group)):
-                candidate = dict(chosen)
-                for name in group:
-                    ladder = ladders[name]
-                    candidate[name] = ladder[min(level, len(ladder) - 1)]
-                if not self._fit(by_name, candidate):
-                    break
-                chosen = candidate
+            chosen = self._climb(by_name, chosen, {name: ladders[name] for name in group})
         return chosen
+
+    def _climb(
+        self, placed: Mapping[str, _Placed], chosen: Mapping[str, Setting], ladders: Mapping[str, Sequence[Setting]]
+    ) -> dict[str, Setting]:
+        """Return the settings with those of the ladders as high as all of them fit, each at its top at most."""
+
+        def at(level: int) -> dict[str, Setting]:
+            return {**chosen, **{name: ladder[min(level, len(ladder) - 1)] for name, ladder in ladders.items()}}
+
+        # A higher level takes at least as much memory, so the highest that fits is found by halves.
+        top = max(map(len, ladders.values())) - 1
+        return at(_largest(top, lambda level: self._fit(placed, at(level)), step=1) or 0)
 
     def _fit(self, placed: Mapping[str, _Placed], settings: Mapping[str, Setting]) -> bool:
         for name, item in placed.items():
@@ -559,16 +646,13 @@ class _Planner:
     def _share(self, item: _Placed, chosen: Mapping[str, Setting], placed: Mapping[str, _Placed]) -> Share:
         """Return what the service may take: an engine that pages its KV cache and is alone takes the whole budget."""
         need = self._need(item, chosen[item.name])
+        earlier = {name: placed[name] for name in self._start_order[: self._start_order.index(item.name)]}
+        taken, host = self._taken(earlier, chosen)
         if not item.place.units or item.place.units[0].unified:
             total = int(self._facts["memory_total_bytes"])
-            return Share(need.total, total, 0, not item.place.beside)
+            return Share(need.total, total, host, not item.place.beside)
         unit = min(item.place.units, key=lambda unit: unit.memory_bytes or 0)
-        earlier = self._start_order[: self._start_order.index(item.name)]
-        before = sum(
-            self._need(other, chosen[name]).total
-            for name, other in placed.items()
-            if name in earlier and any(mine in other.place.units for mine in item.place.units)
-        )
+        before = max(taken.get(mine.identity, 0) for mine in item.place.units)
         alone = not item.place.beside
         share = unit.budget if alone and item.service.wish.backend in PAGED else need.total
         allowed = _allowed(item, chosen[item.name])
@@ -587,6 +671,7 @@ class _Planner:
         backend, units = item.service.backend, item.place.units
         need = self._need(item, setting)
         share = self._share(item, chosen, placed)
+        concurrency = backend.concurrency(item.request, setting, share)
         launch = backend.launch(
             item.request,
             setting,
@@ -625,6 +710,12 @@ class _Planner:
             "quantization": setting.artifact.name,
             "context_length": setting.context_length,
             "parallel": setting.parallel,
+            "concurrency": {
+                "requests": concurrency.requests,
+                "short_requests": concurrency.short_requests,
+                "short_request_tokens": SHORT_REQUEST,
+                "kv_cache_tokens": concurrency.kv_cache_tokens,
+            },
             "kv_cache_type": item.request.kv_cache_type,
             "gpu_layers": _gpu_layers(item, layers) if wish.backend == "llamacpp" else None,
             "threads": threads,
@@ -645,8 +736,20 @@ class _Planner:
             "shared_memory_bytes": launch.shared_memory_bytes,
             "readiness_timeout_seconds": launch.readiness_timeout_seconds,
             "memory_limit_bytes": launch.memory_limit_bytes,
-            "decisions": [*self._decisions(item, setting), *launch.decisions],
+            "decisions": [
+                *self._decisions(item, setting, share, threads),
+                *launch.decisions,
+                *_limit_decisions(launch),
+            ],
         }
+
+    def _moves(self, item: _Placed) -> str:
+        """Return the words for what a service that runs elsewhere leaves; none for one that stays or is new."""
+        current = set(self._current(item.service.wish))
+        if not current or current == ({unit.identity for unit in item.place.units} or {assignment.HOST}):
+            return ""
+        titles = {unit.identity: unit.title for unit in self._units} | {assignment.HOST: "the CPU"}
+        return f"; it moves from {names(titles.get(identity, identity) for identity in sorted(current))}"
 
     def _threads(self, placed: Sequence[_Placed]) -> int | None:
         """Share the node's cores among the services that compute on them: a core that two of them want slows both."""
@@ -656,28 +759,60 @@ class _Planner:
             return None
         return max(1, cores // computing)
 
-    def _decisions(self, item: _Placed, setting: Setting) -> list[str]:
-        """Say why the image, the units, the artifact, the context and the port are what they are."""
+    def _decisions(self, item: _Placed, setting: Setting, share: Share, threads: int | None) -> list[str]:
+        """Say why image, units, share, start, artifact, KV cache type, threads and port are what they are."""
         wish, request = item.service.wish, item.request
-        where = " + ".join(unit.title for unit in item.place.units) or "the CPU"
+        where = names(unit.title for unit in item.place.units) or "the CPU"
         decisions = [
-            f"image {item.variant.tag}: tier {self._tier}, {where}",
-            f"placed on {where}: {item.place.reason}",
+            self._image_decision(item),
+            f"placed on {where}: {item.place.reason}{self._moves(item)}",
+            self._share_decision(item, setting, share),
+            *self._start_decision(item),
+            f"quantization {setting.artifact.name}: {_quantization_reason(item, setting)}",
+            f"KV cache type {request.kv_cache_type}: "
+            + ("the default, 16 bits a value" if wish.kv_cache_type is None else "wished"),
         ]
-        name = setting.artifact.name
-        if wish.quantization is not None:
-            decisions.append(f"quantization {name}: wished")
-        elif len(request.artifacts) == 1:
-            decisions.append(f"quantization {name}: the only one")
-        else:
-            best = "the best there is" if setting.artifact == _largest_artifact(request) else "the best that fits"
-            decisions.append(f"quantization {name}: {best}")
+        if threads is not None and _computes_on_cores(item):
+            decisions.append(f"{threads} threads: the node's cores, shared by the services that compute on them")
         if any(compatibility.compiles_at_start(item.variant, unit.device) for unit in item.place.units):
             decisions.append("first start: it takes minutes, for the driver compiles the image's code for this GPU")
         port = self._ports[wish.name]
-        first = wish.default_port or item.service.engine.port
-        decisions.append(f"port {port}: {'wished' if wish.port is not None else f'the first free one from {first}'}")
+        reason = placement.port_reason(wish, self._wishes, self._engines, port, self._facts)
+        decisions.append(f"port {port}: {reason}")
         return decisions
+
+    def _image_decision(self, item: _Placed) -> str:
+        """Say which image it is: the first variant of the engine table that the node can run."""
+        needs = f"tier {self._tier}"
+        kinds = sorted({unit.architecture for unit in item.place.units if unit.architecture})
+        needs += f", architecture {', '.join(kinds)}" if kinds else ""
+        driver = (self._facts.get("driver") or {}).get("version")
+        needs += f", driver {driver}" if driver and item.place.units else ""
+        return f"image {item.variant.tag}: variant {item.variant.name}, the first that serves {needs}"
+
+    @staticmethod
+    def _share_decision(item: _Placed, setting: Setting, share: Share) -> str:
+        """Say how much of its units' memory, or of the host's, the service may take, and why."""
+        on_host = not item.place.units or item.place.units[0].unified
+        bound = HOST_SHARE if on_host else UNIT_SHARE
+        where = "the host" if on_host else "each unit"
+        if _allowed(item, setting) == share.bytes:
+            reason = "wished"
+        elif item.service.wish.backend in PAGED and not on_host and not item.place.beside:
+            reason = "all that services may take, for it is alone there"
+        else:
+            beside = f", beside {', '.join(item.place.beside)}" if item.place.beside else ""
+            reason = f"what it needs by estimate{beside}; all services together get at most {bound * 100:.0f} %"
+        return f"memory {size_text(share.bytes)} of {where} ({100 * share.bytes / share.unit_bytes:.0f} %): {reason}"
+
+    def _start_decision(self, item: _Placed) -> list[str]:
+        """Say when a service starts that shares a unit, nothing for any other."""
+        if not item.place.beside:
+            return []
+        earlier = self._start_order[: self._start_order.index(item.name)]
+        before = [name for name in earlier if name in item.place.beside]
+        when = f"after {', '.join(before)}" if before else f"before {', '.join(item.place.beside)}"
+        return [f"starts {when}: {START_REASONS[item.service.wish.backend]}"]
 
     def _warnings(self, placed: Sequence[_Placed], chosen: Mapping[str, Setting]) -> list[str]:
         """Return what is worse than wished or usual, the node's before the services'."""
@@ -691,9 +826,10 @@ class _Planner:
         for item in placed:
             wish, setting = item.service.wish, chosen[item.name]
             useful = min(USEFUL_CONTEXT, item.request.context_length or item.service.model.context_length)
+            slots = "requests of full length at once" if wish.backend in PAGED else "slots"
             if wish.parallel is None and setting.parallel < DEFAULT_PARALLEL:
                 warnings.append(
-                    f"service {wish.name} gets {setting.parallel} of {DEFAULT_PARALLEL} slots: more do not fit"
+                    f"service {wish.name} gets {setting.parallel} of {DEFAULT_PARALLEL} {slots}: more do not fit"
                 )
             if setting.context_length < useful:
                 warnings.append(f"service {wish.name} gets only {setting.context_length} tokens of context a slot")
@@ -750,8 +886,26 @@ def _largest(most: int, works: Callable[[int], bool], step: int = CONTEXT_STEP) 
     return low * step
 
 
-def _largest_artifact(request: Request) -> Artifact:
-    return max(request.artifacts, key=lambda item: (item.size_bytes, item.name))
+def _limit_decisions(launch: Launch) -> list[str]:
+    """Say what the container's memory limit and the deadline of its start are made of."""
+    return [
+        f"host memory limit {size_text(launch.memory_limit_bytes)}: its estimate and {sizing.LIMIT_MARGIN_PERCENT} %",
+        f"deadline {launch.readiness_timeout_seconds} s to the first answer: its start, and a slow disk's time to read "
+        "the weights",
+    ]
+
+
+def _quantization_reason(item: _Placed, setting: Setting) -> str:
+    """Say why a service is made of an artifact, and what of the model's others its image does not serve there."""
+    if item.service.wish.quantization is not None:
+        return "wished"
+    forms = list(dict.fromkeys(artifact.name for artifact in item.request.artifacts))
+    largest = max(item.request.artifacts, key=lambda artifact: (artifact.size_bytes, artifact.name))
+    reason = "the only one" if len(forms) == 1 else f"the best of {', '.join(forms)}"
+    if setting.artifact != largest and len(forms) > 1:
+        reason += " that leaves memory for requests"
+    others = {artifact.name for artifact in item.service.backend.artifacts(item.service.model)} - set(forms)
+    return f"{reason}; not served here: {choices_text(others)}" if others else reason
 
 
 def _computes_on_cores(item: _Placed) -> bool:
@@ -769,19 +923,28 @@ def _gpu_layers(item: _Placed, layers: int) -> int | str:
 
 
 def _model_file(wishes: Wishes, model: Model, artifact: Artifact) -> dict[str, Any] | None:
-    file = artifact.source
-    if not isinstance(file, ModelFile):
-        return None
+    """Return the GGUF file that the engine is given, of a split model the first part; None without one."""
+    files = _model_files(wishes, model, artifact)
+    return files[0] if files else None
+
+
+def _model_files(wishes: Wishes, model: Model, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return the GGUF files that the store must hold: one, or all parts of a split model side by side."""
+    if not isinstance(artifact.source, ModelFile):
+        return []
     # The checksum in the path keeps two files of one name apart, and an old version beside the new one.
-    path = posixpath.join(wishes.models_path, "gguf", file.sha256[:12], file.file)
-    return {
-        "model": model.name,
-        "quantization": file.quantization,
-        "path": path,
-        "size_bytes": file.size_bytes,
-        "sha256": file.sha256,
-        "source": file.source,
-    }
+    folder = posixpath.join(wishes.models_path, "gguf", artifact.source.sha256[:12])
+    return [
+        {
+            "model": model.name,
+            "quantization": file.quantization,
+            "path": posixpath.join(folder, file.file),
+            "size_bytes": file.size_bytes,
+            "sha256": file.sha256,
+            "source": file.source,
+        }
+        for file in artifact.source.parts or (artifact.source,)
+    ]
 
 
 def _model_source(artifact: Artifact) -> dict[str, Any]:

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from ansible_collections.fleet.inference.plugins.module_utils.planning import kv_cache, sizing
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Model, Weights
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import (
+    SHORT_REQUEST,
     Artifact,
+    Concurrency,
     Demand,
     Request,
     Setting,
+    Share,
     Situation,
     Unit,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import (
     MIB,
     PlanError,
-    choices_text,
     size_text,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.llamacpp import MODELS_MOUNT
@@ -159,11 +161,9 @@ def limits(request: Request, parallel: int, requests_option: str, tokens_option:
         tokens_option: The backend's name of the limit of tokens.
     """
     requests = request.options.get(requests_option)
-    if requests is None and not request.units:
-        requests = max(parallel, min(CPU_MOST_REQUESTS, CPU_SHORT_REQUESTS * parallel))
-    elif requests is None:
-        each = SHORT_STATE_REQUESTS if kv_cache.layer_kinds(request.model).state else SHORT_REQUESTS
-        requests = max(parallel, min(MOST_REQUESTS, each * parallel))
+    if requests is None:
+        each, ceiling = _short_requests(request)
+        requests = max(parallel, min(ceiling, each * parallel))
     tokens = request.options.get(tokens_option)
     if tokens is None:
         least, most = BATCH_TOKENS
@@ -172,21 +172,43 @@ def limits(request: Request, parallel: int, requests_option: str, tokens_option:
     return Limits(int(requests), max(int(tokens), int(requests)))
 
 
+def limits_decisions(request: Request, found: Limits, requests_option: str, tokens_option: str) -> list[str]:
+    """Say why a service computes so many requests and tokens at once; the options are those of ``limits``."""
+    each, ceiling = _short_requests(request)
+    least, most = BATCH_TOKENS
+    requests = f"{each} for each of full length, for most are shorter, and at most {ceiling}"
+    tokens = f"{BATCH_TOKENS_PER_REQUEST} for each request of full length, at least {least} and at most {most}"
+    if not request.units:
+        tokens = "the least, on a CPU"
+    if requests_option in request.options:
+        requests = "wished"
+    if tokens_option in request.options:
+        tokens = "wished"
+    return [
+        f"at most {found.requests} requests at once: {requests}",
+        f"{found.batch_tokens} tokens a step: {tokens}",
+    ]
+
+
+def _short_requests(request: Request) -> tuple[int, int]:
+    """Return the requests at once for each of full length, and the most."""
+    if not request.units:
+        return CPU_SHORT_REQUESTS, CPU_MOST_REQUESTS
+    return SHORT_STATE_REQUESTS if kv_cache.layer_kinds(request.model).state else SHORT_REQUESTS, MOST_REQUESTS
+
+
 def wished_share(request: Request, option: str) -> float | None:
     """Return the share of a unit's memory that the user wishes, None where the plan decides."""
     wished = request.options.get(option)
     return None if wished is None else float(wished)
 
 
-def granted_bytes(
-    request: Request, situation: Situation, *, allowed: int | None, option: str, part: int, whole: int
-) -> int:
-    """Return what the service may take of each unit: its share, or less where the user wishes so.
+def check_share(request: Request, host: str, *, option: str, part: int, whole: int) -> None:
+    """Refuse a wished share of a unit's memory that is too small.
 
     Args:
         request: The service.
-        situation: Its share of the units.
-        allowed: What the user's wish allows, None without one.
+        host: The node's name.
         option: The name of the wish, with the backend's.
         part: What the wished share must have room for.
         whole: What it is a share of.
@@ -195,16 +217,13 @@ def granted_bytes(
         PlanError: The wished share is too small.
     """
     wished = wished_share(request, option.partition("_")[2])
-    if allowed is None or wished is None:
-        return situation.share.bytes
-    if int(whole * wished) < part:
+    if wished is not None and int(whole * wished) < part:
         least = math.ceil(part * 1000 / whole) / 1000
         raise PlanError(
-            f"{situation.host}: {option} of service {request.service} is {wished}, which is "
+            f"{host}: {option} of service {request.service} is {wished}, which is "
             f"{size_text(int(whole * wished))}, and {request.model.name} needs {size_text(part)} of each unit; "
             f"give at least {least}"
         )
-    return min(situation.share.bytes, allowed)
 
 
 def fraction(part: int, whole: int, digits: int) -> float:
@@ -307,39 +326,47 @@ def _check_variable(host: str, rules: Extras, name: str, env: Mapping[str, str])
 
 def decisions(request: Request, setting: Setting, situation: Situation, units: kv_cache.Split) -> list[str]:
     """Say why a service runs as it does, a sentence for each choice that both engines have."""
-    model, artifact = request.model, setting.artifact
     said = []
-    if len(request.artifacts) == 1:
-        said.append(f"format {artifact.name}: the only one to choose from")
-    elif artifact.size_bytes == max(item.size_bytes for item in request.artifacts):
-        said.append(f"format {artifact.name}: the best of {choices_text(item.name for item in request.artifacts)}")
-    else:
-        said.append(f"format {artifact.name}: better ones leave too little memory for requests")
     if units.units > 1:
-        heads = f"{model.attention_heads} attention heads and {model.kv_heads} KV heads"
-        text = f"{units.units} units: tensor parallel {units.tensor}"
-        if units.pipeline > 1:
-            text += f", pipeline parallel {units.pipeline}, because {heads} cannot be shared by more"
-        elif model.mla is None and units.tensor > model.kv_heads:
-            text += f"; each of the {model.kv_heads} KV heads is copied to {units.tensor // model.kv_heads} units"
-        said.append(text)
+        said.append(_spread(request.model, units))
     if request.context_length is not None:
         reason = "wished"
     elif setting.context_length < target_context(request):
         reason = "the largest step that fits"
-    elif setting.context_length == model.context_length:
+    elif setting.context_length == request.model.context_length:
         reason = "the model's maximum"
     else:
         reason = f"the cap on a {place(request).upper()} unless wished"
     said.append(f"context {setting.context_length} tokens a request: {reason}")
-    held = "wished" if request.parallel is not None else "as many as fit of the steps"
     plural = "" if setting.parallel == 1 else "s"
-    said.append(f"memory for {setting.parallel} request{plural} of full length: {held}")
-    if dtype(situation.units) == "float16":
-        said.append(f"dtype float16: a GPU below compute capability {BFLOAT16_CAPABILITY} has no bfloat16")
-    if request.kv_cache_type is not None:
-        said.append(f"KV cache type {request.kv_cache_type}: wished")
+    steps = ", ".join(map(str, (1, *FIRST_PARALLEL, *MORE_PARALLEL[place(request)])))
+    held = "wished" if request.parallel is not None else f"the most of {steps} that fits"
+    said.append(f"memory for at least {setting.parallel} request{plural} of full length: {held}")
+    chosen = dtype(situation.units)
+    reason = "the type of the model's own weights"
+    if chosen != "auto":
+        reason = f"a GPU below compute capability {BFLOAT16_CAPABILITY} has no bfloat16"
+    said.append(f"dtype {chosen}: {reason}")
     return said
+
+
+def _spread(model: Model, units: kv_cache.Split) -> str:
+    """Say how a model is spread over several units, and why so."""
+    heads = f"{model.attention_heads} attention heads"
+    if model.mla is None:
+        heads += f" and {model.kv_heads} KV heads"
+    if units.pipeline > 1:
+        return (
+            f"{units.units} units: tensor parallel {units.tensor}, pipeline parallel {units.pipeline}, because {heads} "
+            "cannot be shared by more"
+        )
+    if model.mla is None and units.tensor > model.kv_heads:
+        copies = units.tensor // model.kv_heads
+        return (
+            f"{units.units} units: tensor parallel {units.tensor}; each of the {model.kv_heads} KV heads is copied to "
+            f"{copies} units"
+        )
+    return f"{units.units} units: tensor parallel {units.tensor}, by which {heads} divide"
 
 
 class TensorEngine:
@@ -355,6 +382,30 @@ class TensorEngine:
 
     def demand(self, request: Request, setting: Setting) -> Demand:
         """Estimate what a setting takes of each unit, or of the host on a CPU."""
+        raise NotImplementedError
+
+    def concurrency(self, request: Request, setting: Setting, share: Share) -> Concurrency:
+        """Return how many requests the KV cache holds at the same time, at most as many as the engine computes."""
+        cache = self.granted_kv_cache(request, setting, self.granted(request, setting, share))
+        short = None
+        if setting.context_length > SHORT_REQUEST:
+            short = self.held_requests(request, setting, cache, SHORT_REQUEST)
+        return Concurrency(
+            requests=self.held_requests(request, setting, cache, setting.context_length),
+            short_requests=short,
+            kv_cache_tokens=self.held_tokens(request, setting, cache),
+        )
+
+    def held_tokens(self, request: Request, setting: Setting, kv_cache_bytes: int) -> int:
+        """Return how many tokens a KV cache holds."""
+        raise NotImplementedError
+
+    def held_requests(self, request: Request, setting: Setting, kv_cache_bytes: int, length: int) -> int:
+        """Return how many requests of a length a KV cache holds at the same time."""
+        raise NotImplementedError
+
+    def granted(self, request: Request, setting: Setting, share: Share) -> int:
+        """Return what the service may take of each unit: its share, or less where the user wishes so."""
         raise NotImplementedError
 
     def granted_kv_cache(self, request: Request, setting: Setting, granted: int) -> int:

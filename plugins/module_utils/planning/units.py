@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.devices import bus_id
 from ansible_collections.fleet.inference.plugins.module_utils.planning.compatibility import device_title
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Unit
+from ansible_collections.fleet.inference.plugins.module_utils.text import ranges
 
 #: Vendor whose devices a tier uses, and what people call them; None for every vendor.
 _VENDORS = {"cuda": ("nvidia", "NVIDIA GPU"), "rocm": ("amd", "AMD GPU"), "vulkan": (None, "GPU")}
+#: Titles of units: ``GPU 0 (NVIDIA L4)``, or ``MIG 1g.10gb 3 of`` such a GPU, or a partition of it.
+_TITLE = re.compile(r"(?:(?P<part>.+) (?P<number>\d+) of )?GPU (?P<gpu>\d+) \((?P<product>.*)\)")
 #: How many units a sentence lists.
 _LISTED = 8
 _UNKNOWN_MEMORY = "its memory is unknown; install its driver and gather the facts again"
@@ -58,6 +62,29 @@ def unusable(facts: Mapping[str, Any], tier: str) -> list[str]:
     On tier ``cpu`` no device is asked for, and the list is empty.
     """
     return [reason for item in _survey(facts, tier) for reason in item.reasons]
+
+
+def names(titles: Iterable[str], short: bool = False) -> str:
+    """Return the names of units by their titles, alike ones by their numbers: ``MIG 1g.10gb 2-5 of GPU 0 (NVIDIA L4)``.
+
+    Args:
+        titles: Titles of units; other words stay as they are.
+        short: Whether to leave out the names of the products.
+    """
+    parts: dict[tuple[str | None, str, str], list[str]] = {}
+    others: list[str] = []
+    for text in titles:
+        title = _TITLE.fullmatch(text)
+        if title is None:
+            others.append(text)
+        else:
+            key = (title["part"], "" if short else f" ({title['product']})", title["gpu"])
+            parts.setdefault(key, []).extend([title["number"]] if title["number"] else [])
+    gpus: dict[tuple[str, str], list[str]] = {}
+    for (part, product, gpu), numbers in parts.items():
+        gpus.setdefault((f"{part} {ranges(numbers)} of " if part else "", product), []).append(gpu)
+    found = [f"{head}GPU {ranges(of)}{product}" for (head, product), of in gpus.items()]
+    return ", ".join([*found, *others])
 
 
 def sort_key(unit: Unit) -> tuple[str, str, int, str]:

@@ -16,9 +16,12 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.errors im
     choices_text,
     suggestion_text,
 )
+from ansible_collections.fleet.inference.plugins.module_utils.planning.workloads import DEFAULT_WORKLOAD, WORKLOADS
 
 DEFAULT_MODELS_PATH = "/var/lib/inference-fleet/models"
 DEFAULT_BACKENDS = ("llamacpp",)
+#: The word in place of a list in inference_services that leaves the services to the recommendation.
+AUTO = "auto"
 
 #: A service's settings in inference_services, and for each backend the end of the variable that sets it for the whole
 #: backend (vllm_max_model_len): the words that the engine's own users know.
@@ -52,6 +55,8 @@ SERVICE_KEYS = ("name", "backend", *SETTINGS)
 VARIABLES = (
     "inference_services",
     "inference_backends",
+    "inference_workload",
+    "inference_gated_models",
     "inference_address",
     "inference_image_registries",
     "inference_models_path",
@@ -113,10 +118,20 @@ def variable(backend: str, setting: str) -> str:
 
 @dataclass(frozen=True)
 class Wishes:
-    """The checked wishes of one node."""
+    """The checked wishes of one node.
+
+    With ``auto`` there are no services yet: they are recommended for ``workload``, among ``backends`` (None for all),
+    models whose licence must be accepted only with ``gated_models``. ``whole_backends`` holds by backend what its
+    variables set for all of its services: ``context_length`` and ``parallel``.
+    """
 
     host: str
     services: tuple[ServiceWish, ...]
+    auto: bool
+    workload: str
+    gated_models: bool
+    backends: tuple[str, ...] | None
+    whole_backends: dict[str, dict[str, int]]
     address: str | None
     ansible_host: str | None
     registries: dict[str, str]
@@ -146,9 +161,15 @@ class _Parser:
 
     def parse(self) -> Wishes:
         ansible_host = self._raw.get("ansible_host")
+        auto = self._raw.get("inference_services") == AUTO
         wishes = Wishes(
             host=self._host,
-            services=self._problems.each(self._services) or (),
+            services=() if auto else self._problems.each(self._services) or (),
+            auto=auto,
+            workload=self._problems.each(self._workload) or DEFAULT_WORKLOAD,
+            gated_models=self._problems.each(self._boolean, "inference_gated_models") or False,
+            backends=self._problems.each(self._allowed_backends) if auto else None,
+            whole_backends=self._whole_backends() if auto else {},
             address=self._problems.each(self._address),
             ansible_host=ansible_host if isinstance(ansible_host, str) else None,
             registries=self._problems.each(self._registries) or {},
@@ -170,7 +191,8 @@ class _Parser:
             entries: list[Mapping[str, Any]] = [{"backend": backend} for backend in self._backends()]
         else:
             if not isinstance(listed, list | tuple):
-                self._wrong("inference_services", listed, "a list of services, each with backend and model")
+                right = f"a list of services, each with backend and model, or the word {AUTO}"
+                self._wrong("inference_services", listed, right)
             entries = []
             for index, entry in enumerate(listed):
                 if not isinstance(entry, Mapping):
@@ -180,6 +202,33 @@ class _Parser:
         pairs = zip(entries, names, strict=True)
         services = [self._problems.each(self._service, entry, name, listed is not None) for entry, name in pairs]
         return tuple(service for service in services if service is not None)
+
+    def _workload(self) -> str:
+        workload = self._optional_text("inference_workload") or DEFAULT_WORKLOAD
+        if workload not in WORKLOADS:
+            raise PlanError(
+                f"{self._host}: inference_workload is {workload!r}, which is no workload; "
+                + suggestion_text(workload, WORKLOADS, "known")
+            )
+        return workload
+
+    def _allowed_backends(self) -> tuple[str, ...] | None:
+        if self._raw.get("inference_backends") is None:
+            return None
+        entries = [{"backend": backend} for backend in self._backends()]
+        if not entries:
+            self._wrong("inference_backends", "[]", f"at least one of {choices_text(self._available)}, or leave it out")
+        return tuple(self._backend(entry, "inference_backends") for entry in entries)
+
+    def _whole_backends(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        for backend in BACKENDS:
+            for setting in ("context_length", "parallel"):
+                where = variable(backend, setting)
+                number = self._problems.each(self._integer, where, self._raw.get(where), 1)
+                if number is not None:
+                    found.setdefault(backend, {})[setting] = number
+        return found
 
     def _backends(self) -> list[str]:
         value = self._raw.get("inference_backends")
@@ -201,7 +250,11 @@ class _Parser:
 
     def _names(self, entries: Sequence[Mapping[str, Any]]) -> list[str]:
         """Name the services: as wished, else after the backend, the further ones of a backend numbered from 2."""
-        backends = [self._backend(entry, index) for index, entry in enumerate(entries)]
+        listed = self._raw.get("inference_services") is not None
+        backends = [
+            self._backend(entry, f"backend of inference_services[{index}]" if listed else "inference_backends")
+            for index, entry in enumerate(entries)
+        ]
         wished: list[str | None] = []
         for index, entry in enumerate(entries):
             name = entry.get("name")
@@ -225,9 +278,7 @@ class _Parser:
             names.append(name)
         return names
 
-    def _backend(self, entry: Mapping[str, Any], index: int) -> str:
-        listed = self._raw.get("inference_services") is not None
-        where = f"backend of inference_services[{index}]" if listed else "inference_backends"
+    def _backend(self, entry: Mapping[str, Any], where: str) -> str:
         backend = entry.get("backend")
         if not isinstance(backend, str):
             self._wrong(where, backend, f"one of {choices_text(self._available)}")
@@ -384,6 +435,15 @@ class _Parser:
             # llama.cpp, like most programs, reads true and false in lower case.
             environment[str(name)] = str(item).lower() if isinstance(item, bool) else str(item)
         return environment
+
+    def _boolean(self, variable: str) -> bool:
+        value = self._raw.get(variable)
+        # A value given on the command line (-e name=true) arrives as text.
+        if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no"):
+            return value.lower() in ("true", "yes")
+        if value is not None and not isinstance(value, bool):
+            self._wrong(variable, value, "true or false")
+        return bool(value)
 
     def _optional_text(self, variable: str) -> str | None:
         return self._text(variable, self._raw.get(variable), "a text")

@@ -115,6 +115,7 @@ class ServiceSpec:
     description: str = ""
     backend: str = ""
     model: str = ""
+    units: Optional[Tuple[str, ...]] = None
     image: Optional[str] = None
     pull: str = "missing"
     command: Tuple[str, ...] = ()
@@ -198,7 +199,7 @@ class ServiceSpec:
     def to_json(self, image_id: Optional[str]) -> str:
         """The text of service.json: what runs here, for the facts and for people; no secrets."""
         port = self.ports[0] if self.ports else None
-        record = {
+        record: Dict[str, Any] = {
             "schema_version": 1,
             "name": self.name,
             "backend": self.backend or None,
@@ -211,6 +212,8 @@ class ServiceSpec:
             "unit": self.unit_name,
             "container": self.container_name,
         }
+        if self.units is not None:
+            record["units"] = list(self.units)
         return json.dumps(record, indent=2) + "\n"
 
     def env_text(self) -> str:
@@ -239,6 +242,7 @@ class ServiceSpec:
             description=params.get("description") or "",
             backend=params.get("backend") or "",
             model=params.get("model") or "",
+            units=None if params.get("units") is None else strings("units"),
             image=params.get("image") or None,
             pull=params.get("pull") or "missing",
             command=strings("command"),

@@ -30,6 +30,7 @@ CERTAIN = {
     *("boot.kernels.release", "boot.kernels.image", "boot.kernels.headers", "boot.kernels.initramfs"),
     *("boot.kernels.initramfs_stale", "boot.kernels.modules", "boot.command_line", "boot.loaded", "boot.blacklisted"),
     *("boot.free_bytes", "files", "units", "gpu_ready.ready", "gpu_ready.problems", "gpu_ready.expected"),
+    *("measurements", "measurements.backend", "measurements.model", "measurements.measured_at"),
 }
 
 

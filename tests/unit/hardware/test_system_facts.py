@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -308,10 +309,12 @@ def test_no_mount_table_raises(text: str, path: str) -> None:
 
 def test_services(machine: Any) -> None:
     row = {"name": "llamacpp", "backend": "llamacpp", "model": "m", "port": 8005, "address": "10.1.2.3"}
+    row["units"] = ["GPU-1", "GPU-2"]
     machine.write("etc/inference-fleet/services/llamacpp/service.json", json.dumps({**row, "image": "x"}))
     machine.write("etc/inference-fleet/services/other/service.json", "{")
     machine.write(
-        "etc/inference-fleet/services/wrong/service.json", '{"name": 1, "model": "", "port": "1", "address": []}'
+        "etc/inference-fleet/services/wrong/service.json",
+        '{"name": 1, "model": "", "port": "1", "address": [], "units": [1]}',
     )
     (machine.root / "etc/inference-fleet/services/empty").mkdir()
     facts = machine.facts()
@@ -319,6 +322,84 @@ def test_services(machine: Any) -> None:
     assert facts["errors"] == [
         {"source": "services", "message": "/etc/inference-fleet/services/other/service.json is no JSON object"}
     ]
+
+
+@pytest.mark.parametrize(("record", "units"), [({"units": []}, []), ({}, None), ({"units": "GPU-1"}, None)])
+def test_units_of_a_service(machine: Any, record: dict[str, Any], units: list[str] | None) -> None:
+    machine.write("etc/inference-fleet/services/a/service.json", json.dumps({"name": "a", **record}))
+    (service,) = machine.facts()["services"]
+    assert service["units"] == units
+
+
+RESULT = {
+    "backend": "llamacpp",
+    "model": "qwen3-8b",
+    "measured_at": "2026-11-23T15:04:05Z",
+    "concurrency": 4,
+    "requests_per_second": 1.5,
+    "tokens_per_second": 180,
+    "time_to_first_token_ms": 92.5,
+}
+MEASUREMENTS = "var/lib/inference-fleet/measurements.json"
+
+
+def test_measurements(machine: Any) -> None:
+    sparse = {key: RESULT[key] for key in ("backend", "model", "measured_at")}
+    content = {"schema_version": 1, "results": [{**RESULT, "prompt": "x"}, sparse]}
+    machine.write(MEASUREMENTS, json.dumps(content))
+    machine.write("srv/measured.json", json.dumps({**content, "results": []}))
+    facts = machine.facts()
+    assert facts["measurements"] == [RESULT, {**dict.fromkeys(RESULT), **sparse}]
+    assert facts["errors"] == []
+    assert machine.facts(measurements_path="/srv/measured.json")["measurements"] == []
+
+
+def test_no_measurements(machine: Any) -> None:
+    facts = machine.facts()
+    assert facts["measurements"] == [] and facts["errors"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "is no JSON object with a list of results"),
+        ("[]", "is no JSON object with a list of results"),
+        ('{"schema_version": 1, "results": {}}', "is no JSON object with a list of results"),
+        ('{"results": []}', "has schema version None, and 1 is read"),
+        ('{"schema_version": 2, "results": []}', "has schema version 2, and 1 is read"),
+        ([RESULT, "fast"], "has a result 1 that is no JSON object"),
+        ([{**RESULT, "model": ""}], "has a result 0 whose model is no text"),
+        ([{**RESULT, "backend": None}], "has a result 0 whose backend is no text"),
+        ([{**RESULT, "measured_at": 5}], "has a result 0 whose measured_at is no text"),
+        ([{**RESULT, "concurrency": 1.5}], "has a result 0 whose concurrency is no whole number above 0"),
+        ([{**RESULT, "concurrency": True}], "has a result 0 whose concurrency is no whole number above 0"),
+        ([{**RESULT, "requests_per_second": 0}], "has a result 0 whose requests_per_second is no number above 0"),
+        ([{**RESULT, "tokens_per_second": "9"}], "has a result 0 whose tokens_per_second is no number above 0"),
+        (
+            [{**RESULT, "time_to_first_token_ms": math.inf}],
+            "has a result 0 whose time_to_first_token_ms is no number above 0",
+        ),
+        (
+            [{**RESULT, "time_to_first_token_ms": math.nan}],
+            "has a result 0 whose time_to_first_token_ms is no number above 0",
+        ),
+        ([{**RESULT, "concurrency": 10**400}], "has a result 0 whose concurrency is no whole number above 0"),
+    ],
+)
+def test_wrong_measurements_are_none_and_told(machine: Any, content: str | list[Any], problem: str) -> None:
+    text = content if isinstance(content, str) else json.dumps({"schema_version": 1, "results": content})
+    machine.write(MEASUREMENTS, text)
+    facts = machine.facts()
+    assert facts["measurements"] == []
+    message = f"/{MEASUREMENTS} {problem}; run the benchmark again, or remove the file"
+    assert facts["errors"] == [{"source": "measurements", "message": message}]
+
+
+def test_measurements_that_are_no_file_are_told(machine: Any) -> None:
+    (machine.root / MEASUREMENTS).mkdir(parents=True)
+    facts = machine.facts()
+    assert facts["measurements"] == []
+    assert facts["errors"] == [{"source": "measurements", "message": f"/{MEASUREMENTS} cannot be read"}]
 
 
 FILES = [
@@ -350,6 +431,7 @@ FILES = [
     "sys/devices/system/node/node0/cpulist",
     "sys/devices/system/node/node0/meminfo",
     "sys/fs/cgroup/cgroup.controllers",
+    "var/lib/inference-fleet/measurements.json",
     "usr/share/misc/pci.ids",
     "smi.xml",
     "smi.json",

@@ -12,6 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 1024**3
 MIB = 1024**2
+H100 = "NVIDIA H100 80GB HBM3"
 
 
 def catalog() -> dict[str, Any]:
@@ -100,6 +101,45 @@ def amd(name: str, memory: int, architecture: str, tier: str = "rocm", **changes
     return gpu_facts(tier, [device(name, memory, architecture, vendor="amd", uuid="amd-0001")], **changes)
 
 
+def instance(index: int, profile: str = "1g.10gb", memory: int = 9856, **changes: Any) -> dict[str, Any]:
+    """Return a MIG instance; ``memory`` in MiB."""
+    return {
+        "index": index,
+        "uuid": f"MIG-{index:08d}",
+        "profile": profile,
+        "gpu_instance_id": index + 7,
+        "compute_instance_id": 0,
+        "memory_total_bytes": memory * MIB,
+        "memory_shared": False,
+        **changes,
+    }
+
+
+def mig_gpu(instances: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """Return an H100 in MIG mode."""
+    reason = (
+        "MIG is enabled, its instances are used in its place" if instances else "MIG is enabled and has no instances"
+    )
+    mig = {"mode": True, "pending_mode": True, "instances": instances}
+    return device(H100, 81559, "9.0", **{"mig": mig, "usable": False, "unusable_reason": reason, **changes})
+
+
+def mi300x(count: int = 8, **changes: Any) -> dict[str, Any]:
+    """Return an MI300X in CPX mode with so many partitions of 24 GiB."""
+    instances = [
+        {
+            "architecture": "gfx942",
+            "kfd_node": number,
+            "render_node": f"/dev/dri/renderD{128 + number}",
+            "memory_total_bytes": 24 * GIB,
+        }
+        for number in range(count)
+    ]
+    partition = {"compute": "CPX", "memory": "NPS4", "count": count, "instances": instances}
+    base = {"vendor": "amd", "uuid": "GPU-a1", "pci_bus_id": "0000:c1:00.0", "partition": partition}
+    return device("AMD Instinct MI300X", 196608, "gfx942", **{**base, **changes})
+
+
 MACHINES = {
     "cpu": facts(),
     "rtx3090": cuda("NVIDIA GeForce RTX 3090", 24576, "8.6"),
@@ -115,4 +155,18 @@ MACHINES = {
     "mi300x": amd("AMD Instinct MI300X", 196608, "gfx942"),
     "rx7900": amd("AMD Radeon RX 7900 XTX", 24560, "gfx1100"),
     "arc": gpu_facts("vulkan", [device("Intel Arc A770", 16256, None, vendor="intel", uuid=None)]),
+    # One GPU in MIG mode beside one that is whole; two cards in eight partitions each.
+    "h100-mig": gpu_facts(
+        "cuda",
+        [
+            mig_gpu([instance(0, "3g.40gb", 40448), *(instance(number) for number in range(1, 5))]),
+            device(H100, 81559, "9.0", index=1),
+        ],
+        memory_total_bytes=512 * GIB,
+    ),
+    "mi300x-cpx": gpu_facts(
+        "rocm",
+        [mi300x(index=index, uuid=f"GPU-a{index}", pci_bus_id=f"0000:c{index}:00.0") for index in (1, 2)],
+        memory_total_bytes=1024 * GIB,
+    ),
 }

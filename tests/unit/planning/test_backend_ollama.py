@@ -13,7 +13,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_o
     companions,
     is_serial,
 )
-from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Share
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Concurrency, Share
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_machines import GIB, MACHINES, MIB, device, facts, gpu_facts
@@ -221,6 +221,8 @@ def test_models_that_ollama_serves_one_request_at_a_time_get_one_slot():
     assert {setting.parallel for setting in BACKEND.settings(asked)} == {1}
     launch = BACKEND.launch(asked, first(asked, 8192, 1), situation(BACKEND, MACHINES["rtx3090"]))
     assert "1 slot: Ollama serves this architecture one request at a time" in launch.decisions
+    # Even with a setting of two slots.
+    assert BACKEND.concurrency(asked, first(asked, 8192, 2), Share(0, 0, 0, True)) == Concurrency(1, None, 8192)
     with pytest.raises(PlanError, match=r"^gpu-01: parallel of service ollama is 2, .* set 1, or use llamacpp$"):
         BACKEND.launch(replace(asked, parallel=2), first(asked), situation(BACKEND, MACHINES["rtx3090"]))
 

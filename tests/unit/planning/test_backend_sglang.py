@@ -9,7 +9,8 @@ import itertools
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.planning import PlanError
 from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_sglang import BACKEND
-from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Share
+from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_vllm import BACKEND as VLLM
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Concurrency, Share
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_machines import GIB, MIB
@@ -209,17 +210,60 @@ def test_on_a_cpu_the_tokens_are_limited():
     assert started.environment["OMP_NUM_THREADS"] == "6"
 
 
+def test_unified_memory_is_the_host_s_and_its_tokens_are_limited():
+    wanted = request(BACKEND, "qwen3-0.6b", "bf16")
+    chosen = best(BACKEND, wanted, 20 * GIB)
+    need = BACKEND.demand(wanted, chosen)
+    place = situation(
+        BACKEND, units=(unit(None, "12.1", unified=True),), share=Share(need.total, 120 * GIB, 30 * GIB, True)
+    )
+    values = options(BACKEND.launch(wanted, chosen, place).arguments)
+    # What the plan gives to services, less what earlier ones hold and the context: never more than is free.
+    free = int(120 * GIB * 0.8) - 30 * GIB - CONTEXT
+    assert float(values["--mem-fraction-static"]) * free >= need.weights + need.kv_cache
+    assert int(values["--max-total-tokens"]) >= chosen.parallel * chosen.context_length
+    wish = dataclasses.replace(wanted, options={"mem_fraction_static": 0.01})
+    with pytest.raises(PlanError, match=r"sglang_mem_fraction_static of service chat is 0\.01"):
+        BACKEND.launch(wish, chosen, place)
+
+
 def test_concurrency_is_limited_by_tokens_by_windows_and_by_requests():
     wanted = request(BACKEND, "llama-3.1-8b-instruct", "bf16")
     chosen = setting(wanted, 32768)
-    assert BACKEND.concurrency(wanted, chosen, 4 * GIB, 32768) == 1
-    assert BACKEND.concurrency(wanted, chosen, 4 * GIB, 4096) == 8
-    assert BACKEND.concurrency(wanted, chosen, 4 * GIB, 10) == 64
+    assert BACKEND.held_requests(wanted, chosen, 4 * GIB, 32768) == 1
+    assert BACKEND.held_requests(wanted, chosen, 4 * GIB, 4096) == 8
+    assert BACKEND.held_requests(wanted, chosen, 4 * GIB, 10) == 64
     oss = request(BACKEND, "gpt-oss-20b")
     cache = BACKEND.demand(oss, setting(oss, 32768)).kv_cache
-    assert BACKEND.concurrency(oss, setting(oss, 32768), cache, 32768) == 1
+    assert BACKEND.held_requests(oss, setting(oss, 32768), cache, 32768) == 1
     # 4489 tokens of windows hold eleven requests of 384.
-    assert BACKEND.concurrency(oss, setting(oss, 32768), cache, 400) == 11
+    assert BACKEND.held_requests(oss, setting(oss, 32768), cache, 400) == 11
+
+
+def test_concurrency_is_of_what_the_service_may_take():
+    wanted = request(BACKEND, "llama-3.1-8b-instruct", "bf16")
+    chosen = setting(wanted, 32768)
+    need = BACKEND.demand(wanted, chosen)
+    planned = Share(need.total, 80 * GIB, 40 * GIB, False)
+    assert BACKEND.concurrency(wanted, chosen, planned) == Concurrency(1, 8, 32768)
+    more = dataclasses.replace(planned, bytes=need.total + 20 * GIB)
+    assert BACKEND.concurrency(wanted, chosen, more) == Concurrency(6, 48, 6 * 32768)
+    # A wish is a share of the 39.5 GiB that are free: 0.6 of them hold 15 GiB of weights and two requests.
+    wish = dataclasses.replace(wanted, options={"mem_fraction_static": 0.6})
+    assert BACKEND.concurrency(wish, chosen, more).requests == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(MODELS), st.sampled_from(["sglang", "vllm"]), st.sampled_from([0, 1, 2]), st.integers(0, 9))
+def test_concurrency_is_never_less_than_the_setting_has(name, backend, units, rung):
+    engine = {"sglang": BACKEND, "vllm": VLLM}[backend]
+    wanted = request(engine, name, units=units)
+    chosen = list(engine.settings(wanted))[rung]
+    need = engine.demand(wanted, chosen)
+    found = engine.concurrency(wanted, chosen, Share(need.total, 2 * need.total, 0, False))
+    assert found.requests >= chosen.parallel
+    assert found.kv_cache_tokens >= chosen.parallel * chosen.context_length
+    assert found.short_requests is None or found.short_requests >= found.requests
 
 
 def test_a_wished_fraction_is_kept_or_refused():

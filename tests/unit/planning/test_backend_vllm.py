@@ -10,7 +10,7 @@ import math
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.planning import PlanError
 from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_vllm import BACKEND
-from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Share
+from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Concurrency, Share
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_machines import GIB, MIB
@@ -270,10 +270,26 @@ def test_on_a_cpu_the_cache_is_in_host_memory():
 def test_concurrency_counts_blocks_and_is_limited():
     wanted = request(BACKEND, "llama-3.1-8b-instruct", "bf16")
     chosen = setting(wanted, 32768)
-    assert BACKEND.concurrency(wanted, chosen, 4 * GIB, 32768) == 1
-    assert BACKEND.concurrency(wanted, chosen, 4 * GIB, 4096) == 8
-    assert BACKEND.concurrency(wanted, chosen, 4 * GIB, 10) == 64
-    assert BACKEND.concurrency(wanted, chosen, 0, 4096) == 0
+    assert BACKEND.held_requests(wanted, chosen, 4 * GIB, 32768) == 1
+    assert BACKEND.held_requests(wanted, chosen, 4 * GIB, 4096) == 8
+    assert BACKEND.held_requests(wanted, chosen, 4 * GIB, 10) == 64
+    assert BACKEND.held_requests(wanted, chosen, 0, 4096) == 0
+    assert BACKEND.held_tokens(wanted, chosen, 4 * GIB) == 32768
+
+
+def test_concurrency_is_of_what_the_service_may_take():
+    wanted = request(BACKEND, "llama-3.1-8b-instruct", "bf16")
+    chosen = setting(wanted, 32768)
+    need = BACKEND.demand(wanted, chosen)
+    planned = Share(need.total, 80 * GIB, 0, False)
+    assert BACKEND.concurrency(wanted, chosen, planned) == Concurrency(1, 8, 32768)
+    # 32768 tokens are 4 GiB.
+    more = dataclasses.replace(planned, bytes=need.total + 20 * GIB)
+    assert BACKEND.concurrency(wanted, chosen, more) == Concurrency(6, 48, 6 * 32768)
+    half = dataclasses.replace(wanted, options={"gpu_memory_utilization": (need.total + 4 * GIB) / (80 * GIB)})
+    assert BACKEND.concurrency(half, chosen, more).requests == 2
+    short = setting(wanted, 4096)
+    assert BACKEND.concurrency(wanted, short, more).short_requests is None
 
 
 def test_wishes_fix_limits_and_share():

@@ -356,6 +356,55 @@ def test_the_nearest_keeps_the_backend_then_the_tier():
 
 
 @pytest.mark.parametrize(
+    ("machine", "backend", "formats"),
+    [
+        ("t4", "vllm", ""),
+        ("t4", "sglang", ""),
+        ("a100", "vllm", "bf16 fp16 fp8~ int8 nvfp4~ mxfp4 awq gptq"),
+        ("mi210", "vllm", "bf16 fp16"),
+        ("x86-avx512", "vllm", "bf16 fp16 int8 awq gptq"),
+        ("t4", "llamacpp", "gguf"),
+        ("p40", "ollama", "gguf"),
+    ],
+)
+def test_a_model_that_overflows_in_float16_needs_bfloat16(machine, backend, formats):
+    served = compatibility.served_formats(ENGINES[backend], *where(machine), float16=False)
+    assert shown(served) == formats
+    near = compatibility.nearest(BOOK.sound_engines(), backend, *where(machine), float16=False)
+    assert near is not None
+    assert (near.backend == backend) is bool(formats)
+
+
+def test_a_format_of_a_model_that_overflows_is_refused_for_the_type_and_not_for_the_format():
+    for name in ("bf16", "fp16", "fp8", "awq"):
+        found = compatibility.first_variant(ENGINES["vllm"], *where("t4"), name, float16=False)
+        assert isinstance(found, Refusal)
+        assert found.sentence() == (
+            "vllm's image v0.33.0 has no bfloat16 on GPU 0 (Tesla T4) and this model's values overflow in float16; use "
+            "a GPU of compute capability 8.0 or newer"
+        )
+        assert not isinstance(
+            compatibility.first_variant(ENGINES["vllm"], *where("h100"), name, float16=False), Refusal
+        )
+
+
+def test_an_image_without_bf16_overflows_everywhere():
+    book = copy.deepcopy(catalog())
+    book["engines"]["vllm"]["variants"]["cpu"]["formats"] = {"fp16": None, "gguf": None}
+    book["engines"]["vllm"]["variants"]["rocm"]["formats"] = {"bf16": ["gfx942"], "fp16": None}
+    engine = Catalog("h", book).engine("vllm")
+    found = compatibility.first_variant(engine, *where("x86-avx512"), "fp16", float16=False)
+    assert isinstance(found, Refusal)
+    assert found.sentence() == (
+        "vllm's image v0.33.0-x86_64 has no bfloat16 on the CPU and this model's values overflow in float16; use "
+        "another backend"
+    )
+    found = compatibility.first_variant(engine, *where("mi210"), "fp16", float16=False)
+    assert isinstance(found, Refusal)
+    assert found.remedy == "use one of gfx942"
+
+
+@pytest.mark.parametrize(
     ("machine", "backend", "types"),
     [
         ("t4", "vllm", ["auto"]),

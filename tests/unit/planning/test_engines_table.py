@@ -357,6 +357,21 @@ def test_a_wrong_entry_is_refused_in_one_sentence(book, sentence):
     assert str(refused.value) == f"gpu-02: {sentence}"
 
 
+def test_all_wrong_values_of_an_engine_are_told_at_once():
+    book = changed({"port": 0, "features": ["batching"]}, tag="server-cuda", order="first", formats={"fp8": 8.9})
+    book["engines"]["llamacpp"]["variants"]["other"] = {"tier": "gpu"}
+    with pytest.raises(PlanError) as refused:
+        Catalog("h", book).engine("llamacpp")
+    assert [problem.partition(" is ")[0] for problem in refused.value.problems] == [
+        "h: port of inference_engines.llamacpp",
+        "h: features of inference_engines.llamacpp",
+        f"h: tag of {AT}",
+        f"h: order of {AT}",
+        f"h: fp8 of formats of {AT}",
+        "h: tier of inference_engines.llamacpp.variants.other",
+    ]
+
+
 def test_a_moving_tag_is_right_with_its_digest():
     book = changed(tag="server-cuda", digest=DIGEST)
     service = plan_node(MACHINES["rtx3090"], {"host": "h", "llamacpp_model": "qwen3-8b"}, book)["services"][0]

@@ -12,13 +12,23 @@ from ansible_collections.fleet.inference.plugins.filter.explain import FilterMod
 from ansible_collections.fleet.inference.plugins.module_utils.planning import explain, plan_node
 from hypothesis import given
 from hypothesis import strategies as st
-from planning_machines import GIB, MACHINES, catalog, cuda, device, facts, gpu_facts
+from planning_machines import GIB, MACHINES, MIB, catalog, cuda, device, facts, gpu_facts
 
 H100S = gpu_facts(
     "cuda",
     [device("NVIDIA H100 80GB HBM3", 81920, "9.0", index=index) for index in range(8)],
     memory_total_bytes=1024 * GIB,
 )
+
+
+def concurrency(requests: int, tokens: int, short: int | None = None) -> dict[str, Any]:
+    """Return the concurrency of a service as the plan has it."""
+    return {
+        "requests": requests,
+        "short_requests": short,
+        "short_request_tokens": 4096,
+        "kv_cache_tokens": tokens,
+    }
 
 
 def service(**changes: Any) -> dict[str, Any]:
@@ -29,10 +39,13 @@ def service(**changes: Any) -> dict[str, Any]:
         "model": "qwen3-8b",
         "image": "ghcr.io/ggml-org/llama.cpp:server-b11669",
         "port": 8005,
-        "devices": [],
+        "units": [],
+        "format": "gguf",
+        "quantization": "Q4_K_M",
         "tensor_parallel_size": 1,
         "context_length": 8192,
         "parallel": 4,
+        "concurrency": concurrency(4, 32768),
         "memory": {
             "pool": "host",
             "weights_bytes": 5 * GIB,
@@ -40,7 +53,6 @@ def service(**changes: Any) -> dict[str, Any]:
             "overhead_bytes": GIB,
             "budget_bytes": 20 * GIB,
         },
-        "model_file": {"quantization": "Q4_K_M"},
         "decisions": ["context 8192 tokens a slot: the cap on a CPU unless wished", "4 slots: the default"],
         **changes,
     }
@@ -70,44 +82,45 @@ def units(facts_: dict[str, Any], *indexes: int) -> list[dict[str, Any]]:
 CPU_FACTS = facts(memory_total_bytes=25 * GIB)
 CPU_PLAN = plan(service(), warnings=["service llamacpp gets only 8192 tokens of context a slot"])
 CPU = """\
-Node      gpu-07, tier cpu, 192.0.2.17
-Services  Name      Backend   Model     Weights      Runs on  TP  Context  Parallel  Port
-          llamacpp  llamacpp  qwen3-8b  gguf Q4_K_M  CPU       1     8192         4  8005
-Memory    host memory: llamacpp
-          [##########========++....................----------]
-          weights 5.0 + KV cache 4.0 + overhead 1.0 = 10.0 of 20.0 GiB, 10.0 free
-          # weights   = KV cache   + overhead   . free   - not for services
-Requests  llamacpp: 4 requests at once, up to 8192 tokens each
-Why       llamacpp, llamacpp, qwen3-8b, gguf Q4_K_M, CPU
-          - context 8192 tokens a slot: the cap on a CPU unless wished
-          - 4 slots: the default
-Warnings  - service llamacpp gets only 8192 tokens of context a slot
+Node         gpu-07, tier cpu, 192.0.2.17
+Services     Name      Backend   Model     Weights      Runs on  TP  Context  Requests  Port
+             llamacpp  llamacpp  qwen3-8b  gguf Q4_K_M  CPU       1     8192         4  8005
+Memory       host memory: llamacpp
+             [##########========++....................----------]
+             weights 5.0 + KV cache 4.0 + overhead 1.0 = 10.0 of 20.0 GiB, 10.0 free
+             # weights   = KV cache   + overhead   . free   - not for services
+Requests     llamacpp: 4 at once of up to 8192 tokens; the KV cache holds 32768 tokens
+Why          llamacpp, llamacpp, qwen3-8b, gguf Q4_K_M, CPU
+             - context 8192 tokens a slot: the cap on a CPU unless wished
+             - 4 slots: the default
+Warnings     - service llamacpp gets only 8192 tokens of context a slot
 """
 
 GPU_FACTS = cuda("NVIDIA GeForce RTX 3090", 24576, "8.6")
 GPU_PLAN = plan(
     service(
-        devices=[{"index": 0, "uuid": GPU_FACTS["devices"][0]["uuid"]}],
+        units=units(GPU_FACTS, 0),
         memory=memory(5, 4, 1, 22, pool=GPU_FACTS["devices"][0]["uuid"], host_bytes=2 * GIB),
         context_length=32768,
+        concurrency=concurrency(4, 131072),
         decisions=["port 8005: wished"],
     ),
     tier="cuda",
 )
 GPU = """\
-Node      gpu-07, tier cuda, 192.0.2.17
-Services  Name      Backend   Model     Weights      Runs on  TP  Context  Parallel  Port
-          llamacpp  llamacpp  qwen3-8b  gguf Q4_K_M  GPU 0     1    32768         4  8005
-Memory    GPU 0 (NVIDIA GeForce RTX 3090): llamacpp
-          [##########========++..........................----]
-          weights 5.0 + KV cache 4.0 + overhead 1.0 = 10.0 of 22.0 GiB, 12.0 free
-          host memory: llamacpp
-          [h.......................................----------]
-          host memory of GPU services 2.0 = 2.0 of 51.2 GiB, 49.2 free
-          # weights   = KV cache   + overhead   h host memory of GPU services   . free   - not for services
-Requests  llamacpp: 4 requests at once, up to 32768 tokens each
-Why       llamacpp, llamacpp, qwen3-8b, gguf Q4_K_M, GPU 0
-          - port 8005: wished
+Node         gpu-07, tier cuda, 192.0.2.17
+Services     Name      Backend   Model     Weights      Runs on  TP  Context  Requests  Port
+             llamacpp  llamacpp  qwen3-8b  gguf Q4_K_M  GPU 0     1    32768         4  8005
+Memory       GPU 0 (NVIDIA GeForce RTX 3090): llamacpp
+             [##########========++..........................----]
+             weights 5.0 + KV cache 4.0 + overhead 1.0 = 10.0 of 22.1 GiB, 12.1 free
+             host memory: llamacpp
+             [h.......................................----------]
+             host memory of GPU services 2.0 = 2.0 of 51.2 GiB, 49.2 free
+             # weights   = KV cache   + overhead   h host memory of GPU services   . free   - not for services
+Requests     llamacpp: 4 at once of up to 32768 tokens; the KV cache holds 131072 tokens
+Why          llamacpp, llamacpp, qwen3-8b, gguf Q4_K_M, GPU 0
+             - port 8005: wished
 """
 
 LONG = "vllm-for-the-agents-of-the-support-team"
@@ -117,14 +130,15 @@ H100S_PLAN = plan(
         backend="vllm",
         model="qwen3-235b-a22b-instruct-2507",
         format="fp8",
-        quantization=None,
-        model_file=None,
+        quantization="fp8",
         units=units(H100S, 0, 1, 2, 3),
         tensor_parallel_size=4,
         context_length=131072,
-        parallel=6,
+        parallel=4,
+        concurrency=concurrency(6, 800000, 195),
         port=8003,
-        memory=memory(55, 10, 5, 73.6),
+        # The share is more than what the setting needs.
+        memory=memory(55, 6, 5, 73.6, share_bytes=70 * GIB),
         decisions=["tensor parallel 4: the fewest GPUs that hold the weights, all of one NVLink domain " * 2],
     ),
     service(
@@ -132,10 +146,11 @@ H100S_PLAN = plan(
         backend="sglang",
         model="qwen3-8b",
         format="bf16",
-        model_file=None,
+        quantization="bf16",
         units=units(H100S, 4),
         context_length=32768,
         parallel=8,
+        concurrency=concurrency(8, 262144, 64),
         port=8004,
         memory=memory(16, 20, 4, 73.6),
         decisions=["GPU 4: shared with ollama"],
@@ -144,9 +159,6 @@ H100S_PLAN = plan(
         name="ollama",
         backend="ollama",
         model="smollm3-3b",
-        format="gguf",
-        quantization="Q4_K_M",
-        model_file=None,
         units=units(H100S, 4),
         port=11434,
         memory=memory(2, 2, 1, 73.6),
@@ -154,32 +166,41 @@ H100S_PLAN = plan(
     ),
     tier="cuda",
     start_order=["sglang", "ollama", LONG],
+    recommendation={
+        "workload": "chat",
+        "why": ["many chat users need continuous batching", "there are no measured results of this node"],
+        "better": ["a larger model needs more GPUs"],
+    },
 )
 EIGHT = """\
-Node      gpu-07, tier cuda, 192.0.2.17
-Services  Name                   Backend  Model                   Weights      Runs on  TP  Context  Parallel   Port
-          vllm-for-the-agent...  vllm     qwen3-235b-a22b-ins...  fp8          GPU 0-3   4   131072         6   8003
-          sglang                 sglang   qwen3-8b                bf16         GPU 4     1    32768         8   8004
-          ollama                 ollama   smollm3-3b              gguf Q4_K_M  GPU 4     1     8192         4  11434
-Memory    GPU 0-3 (NVIDIA H100 80GB HBM3), each: vllm-for-the-agents-of-the-support-team
-          [###################################======+++..----]
-          weights 55.0 + KV cache 10.0 + overhead 5.0 = 70.0 of 73.6 GiB, 3.6 free
-          GPU 4 (NVIDIA H100 80GB HBM3): sglang, ollama
-          [###########=============+++...................----]
-          weights 18.0 + KV cache 22.0 + overhead 5.0 = 45.0 of 73.6 GiB, 28.6 free
-          # weights   = KV cache   + overhead   . free   - not for services
-Unused    GPU 5-7 (NVIDIA H100 80GB HBM3)
-Requests  vllm-for-the-agents-of-the-support-team: 6 requests at once, up to 131072 tokens each; about 192 of 4096
-            tokens
-          sglang: 8 requests at once, up to 32768 tokens each; about 64 of 4096 tokens
-          ollama: 4 requests at once, up to 8192 tokens each
-Start     sglang, then ollama, then vllm-for-the-agents-of-the-support-team
-Why       vllm-for-the-agents-of-the-support-team, vllm, qwen3-235b-a22b-instruct-2507, fp8, GPU 0-3
-          - tensor parallel 4: the fewest GPUs that hold the weights, all of one NVLink domain tensor parallel 4:
-            the fewest GPUs that hold the weights, all of one NVLink domain
-          sglang, sglang, qwen3-8b, bf16, GPU 4
-          - GPU 4: shared with ollama
-          ollama, ollama, smollm3-3b, gguf Q4_K_M, GPU 4
+Node         gpu-07, tier cuda, 192.0.2.17
+Recommended  for the workload chat
+             - many chat users need continuous batching
+             - there are no measured results of this node
+Better       - a larger model needs more GPUs
+Services     Name                  Backend  Model                 Weights      Runs on  TP  Context  Requests   Port
+             vllm-for-the-agen...  vllm     qwen3-235b-a22b-i...  fp8          GPU 0-3   4   131072         6   8003
+             sglang                sglang   qwen3-8b              bf16         GPU 4     1    32768         8   8004
+             ollama                ollama   smollm3-3b            gguf Q4_K_M  GPU 4     1     8192         4  11434
+Memory       GPU 0-3 (NVIDIA H100 80GB HBM3), each: vllm-for-the-agents-of-the-support-team
+             [###################################======+++..----]
+             weights 55.0 + KV cache 10.0 + overhead 5.0 = 70.0 of 73.6 GiB, 3.6 free
+             GPU 4 (NVIDIA H100 80GB HBM3): sglang, ollama
+             [###########=============+++...................----]
+             weights 18.0 + KV cache 22.0 + overhead 5.0 = 45.0 of 73.6 GiB, 28.6 free
+             # weights   = KV cache   + overhead   . free   - not for services
+Unused       GPU 5-7 (NVIDIA H100 80GB HBM3)
+Requests     vllm-for-the-agents-of-the-support-team: 6 at once of up to 131072 tokens, or about 195 of 4096; the KV
+               cache holds 800000 tokens
+             sglang: 8 at once of up to 32768 tokens, or about 64 of 4096; the KV cache holds 262144 tokens
+             ollama: 4 at once of up to 8192 tokens; the KV cache holds 32768 tokens
+Start        sglang, then ollama, then vllm-for-the-agents-of-the-support-team
+Why          vllm-for-the-agents-of-the-support-team, vllm, qwen3-235b-a22b-instruct-2507, fp8, GPU 0-3
+             - tensor parallel 4: the fewest GPUs that hold the weights, all of one NVLink domain tensor parallel 4:
+               the fewest GPUs that hold the weights, all of one NVLink domain
+             sglang, sglang, qwen3-8b, bf16, GPU 4
+             - GPU 4: shared with ollama
+             ollama, ollama, smollm3-3b, gguf Q4_K_M, GPU 4
 """
 
 
@@ -218,33 +239,85 @@ def test_the_document_adds_up_what_shares_a_gpu():
     assert len(pools) == 5
 
 
-def test_the_document_tells_requests_that_blocks_of_cache_make_room_for():
+def test_the_plan_s_concurrency_is_told():
     found = {item["name"]: item["concurrency"] for item in explain.document(H100S_PLAN, H100S)["services"]}
-    assert found[LONG] == {"requests": 6, "tokens_each": 131072, "tokens": 786432, "short_requests": 192}
-    # Slots have a fixed size.
-    assert found["ollama"] == {"requests": 4, "tokens_each": 8192, "tokens": 32768, "short_requests": None}
+    assert found[LONG] == concurrency(6, 800000, 195)
+    assert found["ollama"] == concurrency(4, 32768)
+
+
+def test_what_a_paged_cache_takes_beyond_the_plan_is_cache():
+    (pool,) = [item for item in explain.document(H100S_PLAN, H100S)["memory"] if item["index"] == 3]
+    assert (pool["kv_cache_bytes"], pool["used_bytes"]) == (10 * GIB, 70 * GIB)
 
 
 def test_gpus_without_a_service_are_told():
     assert [item["index"] for item in explain.document(H100S_PLAN, H100S)["unused"]] == [5, 6, 7]
-    assert "Unused    GPU 5-7 (NVIDIA H100 80GB HBM3)" in explain.lines(H100S_PLAN, H100S)
+    assert "Unused       GPU 5-7 (NVIDIA H100 80GB HBM3)" in explain.lines(H100S_PLAN, H100S)
+
+
+def test_gpus_that_cannot_be_used_are_told_with_the_reason():
+    broken = device("NVIDIA L4", 23034, "8.9", index=1, usable=False, unusable_reason="bound to vfio-pci")
+    node = gpu_facts("cuda", [device("NVIDIA L4", 23034, "8.9"), broken])
+    assert explain.document(plan(tier="cuda"), node)["unusable"] == ["GPU 1 (NVIDIA L4): bound to vfio-pci"]
+    assert "Not usable   - GPU 1 (NVIDIA L4): bound to vfio-pci" in explain.lines(plan(tier="cuda"), node)
 
 
 def test_unified_memory_is_the_hosts():
     node = MACHINES["gb10"]
-    uuid = node["devices"][0]["uuid"]
-    given_plan = plan(service(devices=[{"index": 0, "uuid": uuid}], memory=memory(5, 4, 1, 96, pool="host")))
+    given_plan = plan(service(units=units(node, 0), memory=memory(5, 4, 1, 96, pool="host")), tier="cuda")
     (pool,) = explain.document(given_plan, node)["memory"]
     assert (pool["identity"], pool["used_bytes"], pool["total_bytes"]) == ("host", 10 * GIB, 120 * GIB)
 
 
-def test_parts_of_a_gpu_are_named_in_full():
-    title = "MIG 1g.10gb 3 of GPU 0 (NVIDIA H100 80GB HBM3)"
-    given_plan = plan(service(units=[{"identity": "MIG-3", "title": title}], memory=memory(5, 1, 1, 9)))
-    found = text(given_plan, H100S)
-    assert f"Memory    {title}: llamacpp\n" in found
-    assert f"Why       llamacpp, llamacpp, qwen3-8b, gguf Q4_K_M, {title}\n" in found
-    assert "= 7.0 of 9.0 GiB, 2.0 free\n" in found
+def planned(machine: str, *services: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan of a machine with services."""
+    return plan_node(MACHINES[machine], {"host": machine, "inference_services": list(services)}, catalog())
+
+
+def test_mig_instances_have_their_own_memory_and_order():
+    mig, whole = "MIG {} of GPU 0 (NVIDIA H100 80GB HBM3)", "GPU 1 (NVIDIA H100 80GB HBM3)"
+    made = planned(
+        "h100-mig",
+        {"name": "a", "backend": "llamacpp", "model": "qwen3-8b", "gpus": [1]},
+        {"name": "b", "backend": "llamacpp", "model": "qwen3-4b", "gpus": ["MIG-00000003"]},
+        {"name": "c", "backend": "vllm", "model": "qwen3-8b", "gpus": ["MIG-00000000"]},
+    )
+    found = explain.document(made, MACHINES["h100-mig"])
+    assert [(pool["title"], pool["total_bytes"]) for pool in found["memory"]] == [
+        (mig.format("3g.40gb 0"), 40448 * MIB),
+        (mig.format("1g.10gb 3"), 9856 * MIB),
+        (whole, 81559 * MIB),
+        ("host memory", 512 * GIB),
+    ]
+    assert all(pool["used_bytes"] <= pool["budget_bytes"] < pool["total_bytes"] for pool in found["memory"])
+    assert [item["identity"] for item in found["unused"]] == ["MIG-00000001", "MIG-00000002", "MIG-00000004"]
+    shown = text(made, MACHINES["h100-mig"])
+    assert f"Unused       {mig.format('1g.10gb 1-2, 4')}\n" in shown
+    assert f"Memory       {mig.format('3g.40gb 0')}: c\n" in shown
+    assert "  MIG 1g.10gb 3 of GPU 0  " in shown
+
+
+def test_partitions_of_a_card_have_their_own_memory_and_order():
+    made = planned(
+        "mi300x-cpx",
+        {"name": "a", "backend": "llamacpp", "model": "qwen3-8b", "gpus": ["0000:c2:00.0#5"]},
+        {"name": "b", "backend": "llamacpp", "model": "qwen3-8b", "gpus": ["0000:c1:00.0#7"]},
+    )
+    found = explain.document(made, MACHINES["mi300x-cpx"])
+    assert [(pool["identity"], pool["total_bytes"]) for pool in found["memory"]] == [
+        ("0000:c1:00.0#7", 24 * GIB),
+        ("0000:c2:00.0#5", 24 * GIB),
+        ("host", 1024 * GIB),
+    ]
+    assert len(found["unused"]) == 14
+    shown = text(made, MACHINES["mi300x-cpx"]).replace("\n" + " " * 15, " ")
+    product = "(AMD Instinct MI300X)"
+    assert f"CPX partition 0-6 of GPU 1 {product}, CPX partition 0-4, 6-7 of GPU 2 {product}\n" in shown
+
+
+def test_the_same_parts_of_several_gpus_are_told_together():
+    node = MACHINES["mi300x-cpx"]
+    assert "Unused       CPX partition 0-7 of GPU 1-2 (AMD Instinct MI300X)" in explain.lines(plan(tier="rocm"), node)
 
 
 def test_more_than_there_is_is_told():
@@ -260,12 +333,13 @@ def test_real_plans_are_explained(machine):
     given_plan = plan_node(node, wishes, catalog())
     found = text(given_plan, node)
     assert max(map(len, found.splitlines())) <= explain.WIDTH
+    why = " ".join(line.strip() for line in found.partition("\nWhy")[2].splitlines())
     for item in given_plan["services"]:
         for decision in item["decisions"]:
-            assert f"          - {decision}\n" in found
+            assert f"- {decision}" in why
 
 
-@pytest.mark.parametrize("nothing", [{}, plan(), plan(None), plan({}), plan({"memory": None, "devices": [None]})])
+@pytest.mark.parametrize("nothing", [{}, plan(), plan(None), plan({}), plan({"memory": None, "units": [None]})])
 @pytest.mark.parametrize("node", [{}, {"devices": None, "memory_total_bytes": None}, H100S])
 def test_what_is_unknown_is_a_dash(nothing, node):
     json.dumps(explain.document(nothing, node))
@@ -298,7 +372,10 @@ names = st.text("abcdefgh-", min_size=1, max_size=80)
                 "context_length": st.one_of(st.none(), st.integers(1, 10**7)),
                 "parallel": st.one_of(st.none(), st.integers(1, 4096)),
                 "port": st.integers(1, 65535),
-                "devices": st.just([{"uuid": H100S["devices"][0]["uuid"]}]),
+                "concurrency": st.fixed_dictionaries(
+                    {}, optional={"requests": st.integers(1, 4096), "kv_cache_tokens": sizes}
+                ),
+                "units": st.just(units(H100S, 0)),
                 "decisions": st.lists(st.text("abc ", max_size=300), max_size=3),
                 "memory": st.fixed_dictionaries({}, optional={"weights_bytes": sizes, "budget_bytes": sizes}),
             },

@@ -37,6 +37,7 @@ NUMBERS = (
     "attention_layers",
     "sliding_window",
     "mla",
+    "float16",
 )
 
 # --- GGUF ---
@@ -132,6 +133,40 @@ def test_the_real_file_gives_the_shipped_entry():
     assert {**entry["gguf"][0], "source": None} == {**SMOLLM2["gguf"][0], "source": None}
 
 
+def test_a_split_gguf(tmp_path):
+    names = [f"Some_Model-Q4_K_M-0000{number}-of-00002.gguf" for number in (1, 2)]
+    keys = {"split__count": 2, "general__file_type": None}
+    first = write_gguf(tmp_path / names[0], **keys)
+    with pytest.raises(InspectError) as refused:
+        inspect_model(first)
+    assert str(refused.value) == (f"{tmp_path / names[1]} does not exist; put all 2 parts of the model into one folder")
+    second = write_gguf(tmp_path / names[1], tensors={"output.weight": (VOCABULARY, HIDDEN)}, **keys)
+    ((name, entry),) = inspect_model(first).items()
+    assert name == "some_model"
+    assert entry["parameters"] == 2 * BASE + VOCABULARY * HIDDEN
+    assert entry["gguf"] == [
+        {
+            "quantization": "Q4_K_M",
+            "files": [
+                {
+                    "file": path.name,
+                    "size_bytes": path.stat().st_size,
+                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                    "source": {"file": str(path)},
+                }
+                for path in (first, second)
+            ],
+        }
+    ]
+    model = Catalog("h", {"models": {name: entry}, "engines": {}}).model(name, "model")
+    assert [part.file for part in model.gguf[0].parts] == names
+
+
+@pytest.mark.parametrize(("arch", "expected"), [("gemma3", False), ("glm4", False), ("gemma4", None), ("llama", None)])
+def test_a_gguf_whose_values_overflow_in_float16(tmp_path, arch, expected):
+    assert read(write_gguf(tmp_path / "m.gguf", arch)).get("float16") is expected
+
+
 def test_a_gguf_mixture_of_experts_counts_the_active_parameters(tmp_path):
     experts = {f"blk.{i}.ffn_up_exps.weight": (4, HIDDEN, 16) for i in range(3)}
     entry = read(write_gguf(tmp_path / "m.gguf", "qwen3moe", experts, expert_count=4, expert_used_count=1))
@@ -219,7 +254,11 @@ def test_the_quantization(tmp_path, name, file_type, expected):
         ),
         ("llama", {"attention__head_count_kv": 3}, "gives kv_heads 3, which does not divide attention_heads 8; get"),
         ("clip", {}, "holds a vision encoder only; give the file of the model itself"),
-        ("llama", {"split__count": 2}, "is one part of a split model; merge the parts with llama-gguf-split, or give"),
+        (
+            "llama",
+            {"split__count": 2},
+            "is one of 2 parts of a model; give the first one, whose name ends in -00001-of-",
+        ),
     ],
 )
 def test_a_gguf_without_the_numbers_is_refused(tmp_path, arch, keys, words):

@@ -47,22 +47,28 @@ KIB_PER_TOKEN = {
 }
 
 
+def token_bytes(model_, kv_cache_type=None, tensor=1):
+    """Bytes of one token in all layers that keep it."""
+    kinds = kv_cache.layer_kinds(model_)
+    return (kinds.full + kinds.window) * kv_cache.layer_token_bytes(model_, kv_cache_type, tensor)
+
+
 @pytest.mark.parametrize(("name", "kib"), sorted(KIB_PER_TOKEN.items()))
 def test_bytes_of_a_token(name, kib):
-    assert kv_cache.token_bytes(model(name)) == kib * KIB
-    assert kv_cache.token_bytes(model(name), "fp8") == kib * KIB // 2
+    assert token_bytes(model(name)) == kib * KIB
+    assert token_bytes(model(name), "fp8") == kib * KIB // 2
 
 
 def test_a_latent_vector_is_neither_doubled_nor_divided():
     deepseek = model("deepseek-v3.1")
-    assert kv_cache.token_bytes(deepseek) == 61 * 576 * 2
-    assert kv_cache.token_bytes(deepseek, tensor=8) == 61 * 576 * 2
+    assert token_bytes(deepseek) == 61 * 576 * 2
+    assert token_bytes(deepseek, tensor=8) == 61 * 576 * 2
 
 
 def test_layers_with_a_state_keep_no_tokens():
     qwen = model("qwen3.5-27b")
     assert kv_cache.layer_kinds(qwen) == kv_cache.LayerKinds(16, 0, 48)
-    assert kv_cache.token_bytes(qwen) == 16 * 2 * 4 * 256 * 2
+    assert token_bytes(qwen) == 16 * 2 * 4 * 256 * 2
     # 48 value heads of 128 with 128 numbers of 32 bits for each value, and the convolution's inputs.
     assert kv_cache.state_bytes(qwen) == 48 * 128 * (128 * 4 + 16)
 
@@ -74,8 +80,8 @@ def test_layers_with_a_window():
 
 def test_heads_are_divided_and_then_copied():
     qwen = model("qwen3-235b-a22b-instruct-2507")
-    whole = kv_cache.token_bytes(qwen)
-    assert [whole // kv_cache.token_bytes(qwen, tensor=tensor) for tensor in (1, 2, 4, 8)] == [1, 2, 4, 4]
+    whole = token_bytes(qwen)
+    assert [whole // token_bytes(qwen, tensor=tensor) for tensor in (1, 2, 4, 8)] == [1, 2, 4, 4]
 
 
 @pytest.mark.parametrize(

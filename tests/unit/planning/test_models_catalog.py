@@ -15,6 +15,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog i
     Catalog,
     LatentAttention,
     Model,
+    ModelFile,
     OllamaModel,
     SlidingWindow,
     Weights,
@@ -48,7 +49,7 @@ def test_the_catalog_is_large_sorted_and_without_duplicates():
     assert len(repositories) == len(set(repositories))
     tags = [model.ollama.tag for model in MODELS if model.ollama]
     assert len(tags) == len(set(tags))
-    checksums = [file.sha256 for model in MODELS for file in model.gguf]
+    checksums = [part.sha256 for model in MODELS for file in model.gguf for part in file.parts or (file,)]
     assert len(checksums) == len(set(checksums))
 
 
@@ -59,6 +60,10 @@ def test_the_catalog_has_every_kind_of_model():
     assert sum(1 for item in MODELS if item.sliding_window) >= 5
     assert sum(1 for item in MODELS if item.gguf) >= 20
     assert any(item.gated for item in MODELS)
+    assert any(file.parts for item in MODELS for file in item.gguf)
+    assert [item.name for item in MODELS if not item.float16] == [
+        item.name for item in MODELS if item.name.startswith("gemma-3-")
+    ]
     assert {weights.format for item in MODELS for weights in item.safetensors} == set(SAFETENSORS_FORMATS) - {"fp16"}
 
 
@@ -159,6 +164,7 @@ def test_every_key_is_read():
         "attention_layers": 9,
         "sliding_window": {"window": 4096, "full_attention_layers": 0},
         "mla": {"kv_lora_rank": 512, "rope_head_dim": 64},
+        "float16": False,
         "gated": True,
         "capabilities": ["chat", "code"],
         "safetensors": [{"format": "fp8", "repository": "a/b", "size_bytes": 9_000_000_000}],
@@ -169,6 +175,7 @@ def test_every_key_is_read():
     assert model.attention_layers == 9
     assert model.sliding_window == SlidingWindow(4096, 0)
     assert model.mla == LatentAttention(512, 64)
+    assert model.float16 is False
     assert (model.licence, model.gated, model.capabilities) == ("Apache-2.0", True, ("chat", "code"))
     assert model.safetensors == (Weights("fp8", "a/b", "main", 9_000_000_000),)
     assert model.ollama == OllamaModel("library/x:8b", 5, "Q4_0")
@@ -197,12 +204,44 @@ def _without_sources() -> dict[str, Any]:
     return {key: ENTRIES["qwen3-8b"][key] for key in (*_NUMBERS, "licence")}
 
 
+def _files(*names: str, **changes: Any) -> dict[str, Any]:
+    files = [
+        {"file": name, "size_bytes": 1 + n, "sha256": f"{n}" * 64, "source": {"file": f"/srv/{name}"}}
+        for n, name in enumerate(names)
+    ]
+    return {"gguf": [{"quantization": "Q4_K_M", "files": files, **changes}]}
+
+
+def test_a_split_gguf_is_one_file_of_several_parts():
+    names = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]
+
+    def read(**changes: Any) -> ModelFile:
+        entry = {**_without_sources(), **_files(*names)}
+        entry["gguf"][0]["files"][1] |= changes
+        return Catalog("h", {"models": {"x": entry}, "engines": {}}).model("x", "model").gguf[0]
+
+    whole = read()
+    assert (whole.quantization, whole.file, whole.size_bytes, whole.source) == (
+        "Q4_K_M",
+        names[0],
+        3,
+        {"file": "/srv/a-00001-of-00002.gguf"},
+    )
+    assert [(part.quantization, part.file, part.size_bytes, part.sha256) for part in whole.parts] == [
+        ("Q4_K_M", names[0], 1, "0" * 64),
+        ("Q4_K_M", names[1], 2, "1" * 64),
+    ]
+    # Publishers replace parts and leave the first, which may hold the metadata alone.
+    assert read(sha256="a" * 64).sha256 != whole.sha256
+
+
 def _weights(**changes: Any) -> dict[str, Any]:
     good = {"format": "fp8", "repository": "Qwen/Qwen3-8B-FP8", "revision": "main", "size_bytes": 9_000_000_000}
     return {"safetensors": [{**good, **changes}]}
 
 
 AT = "inference_models['qwen3-8b']"
+PARTS = "all parts in their order, name-00001-of-00003.gguf for the first of three"
 REFUSALS = [
     ({"active_parameters": "3b"}, f"active_parameters of {AT} is '3b'; give a whole number of at least 1"),
     (
@@ -236,6 +275,29 @@ REFUSALS = [
         f"rope_head_dim of {AT}.mla is missing; give a whole number of at least 1",
     ),
     ({"licence": 2}, f"licence of {AT} is 2; give a text"),
+    ({"float16": "no"}, f"float16 of {AT} is 'no'; give true or false"),
+    (
+        {"contxt_length": 4096},
+        f"{AT} has the unknown key 'contxt_length'; did you mean context_length? known: context_length, "
+        "attention_heads, attention_layers, licence, active_parameters, safetensors, capabilities, sliding_window and "
+        "11 more in group_vars/all/models.yml",
+    ),
+    (
+        _files("a-00001-of-00002.gguf"),
+        f"files of {AT}.gguf[0] is 'a-00001-of-00002.gguf'; give {PARTS}",
+    ),
+    (
+        _files("a-00002-of-00002.gguf", "a-00001-of-00002.gguf"),
+        f"files of {AT}.gguf[0] is 'a-00002-of-00002.gguf, a-00001-of-00002.gguf'; give {PARTS}",
+    ),
+    (_files("a.gguf", "b.gguf"), f"files of {AT}.gguf[0] is 'a.gguf, b.gguf'; give {PARTS}"),
+    (_files(), f"files of {AT}.gguf[0] is 'empty'; give {PARTS}"),
+    (_files(files="x"), f"files of {AT}.gguf[0] is 'x'; give {PARTS}"),
+    (_files(files=["x"]), f"entry of {AT}.gguf[0].files[0] is 'x'; give a dictionary"),
+    (
+        _files("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", sha256="0" * 64),
+        f"{AT}.gguf[0] has files and sha256 beside them; give sha256 to each of the files",
+    ),
     ({"gated": "yes"}, f"gated of {AT} is 'yes'; give true or false"),
     (
         {"capabilities": ["chat", "images"]},
@@ -283,6 +345,45 @@ def test_a_wrong_value_is_refused_in_one_sentence(changes, sentence):
     with pytest.raises(PlanError) as refused:
         Catalog("gpu-02", book).model("qwen3-8b", "llamacpp_model")
     assert str(refused.value) == f"gpu-02: {sentence}"
+
+
+def test_all_wrong_values_of_an_entry_are_told_at_once():
+    book = copy.deepcopy(CATALOG)
+    entry = book["models"]["qwen3-8b"]
+    entry.update(
+        {
+            "layers": 0,
+            "kv_head": 8,
+            "licence": 2,
+            "mla": {},
+            "sliding_window": {"window": 32768, "full_attention_layers": -1},
+            "ollama": {"tag": "qwen3", "size_bytes": 1, "quantization": ""},
+        }
+    )
+    entry["gguf"][0].update(sha256="abc", source=None)
+    entry["safetensors"][0].update(format="bf61", size_bytes=9)
+    entry["safetensors"][1].update(revision="a b")
+    with pytest.raises(PlanError) as refused:
+        Catalog("gpu-02", book).model("qwen3-8b", "llamacpp_model")
+    assert [problem.partition("; ")[0] for problem in refused.value.problems] == [
+        f"gpu-02: {text}"
+        for text in (
+            f"{AT} has the unknown key 'kv_head'",
+            f"layers of {AT} is 0",
+            f"sha256 of {AT}.gguf[0] is 'abc'",
+            f"source of {AT}.gguf[0] is missing",
+            f"window of {AT}.sliding_window is 32768",
+            f"full_attention_layers of {AT}.sliding_window is -1",
+            f"kv_lora_rank of {AT}.mla is missing",
+            f"rope_head_dim of {AT}.mla is missing",
+            f"licence of {AT} is 2",
+            f"format of {AT}.safetensors[0] is 'bf61'",
+            f"size_bytes of {AT}.safetensors[0] is 9",
+            f"revision of {AT}.safetensors[1] is 'a b'",
+            f"tag of {AT}.ollama is 'qwen3'",
+            f"quantization of {AT}.ollama is ''",
+        )
+    ]
 
 
 def test_revisions_are_commits_or_main():

@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 import pytest
-from ansible_collections.fleet.inference.plugins.module_utils.planning import plan_node
+from ansible_collections.fleet.inference.plugins.module_utils.models.store import check_models
+from ansible_collections.fleet.inference.plugins.module_utils.planning import PlanError, plan_node
 from planning_machines import GIB, MACHINES, MIB, catalog, cuda, device, facts, gpu_facts
 
 CATALOG = catalog()
@@ -76,6 +77,7 @@ def test_cpu_node_whole_plan():
         "node": "gpu-01",
         "address": "192.0.2.11",
         "tier": "cpu",
+        "recommendation": None,
         "services": [
             {
                 "name": "llamacpp",
@@ -95,6 +97,12 @@ def test_cpu_node_whole_plan():
                 "quantization": "Q4_1",
                 "context_length": 8192,
                 "parallel": 4,
+                "concurrency": {
+                    "requests": 4,
+                    "short_requests": None,
+                    "short_request_tokens": 4096,
+                    "kv_cache_tokens": 32768,
+                },
                 "kv_cache_type": "f16",
                 "gpu_layers": 0,
                 "threads": 2,
@@ -132,13 +140,19 @@ def test_cpu_node_whole_plan():
                 "readiness_timeout_seconds": 121,
                 "memory_limit_bytes": 10471079936,
                 "decisions": [
-                    "image server-b11669: tier cpu, the CPU",
+                    "image server-b11669: variant cpu, the first that serves tier cpu",
                     "placed on the CPU: the host's memory",
+                    "memory 885 MiB of the host (4 %): what it needs by estimate; all services together get at most "
+                    "80 %",
                     "quantization Q4_1: the only one",
+                    "KV cache type f16: the default, 16 bits a value",
+                    "2 threads: the node's cores, shared by the services that compute on them",
                     "port 8005: the first free one from 8005",
                     "context 8192 tokens a slot: the model's maximum",
                     "4 slots: the default",
                     "prompt cache 8192 MiB of host memory: a share of what the services leave free",
+                    "host memory limit 9.8 GiB: its estimate and 10 %",
+                    "deadline 121 s to the first answer: its start, and a slow disk's time to read the weights",
                 ],
             }
         ],
@@ -360,3 +374,33 @@ def test_driver_restart_is_a_warning():
     machine = cuda("Tesla T4", 15360, "7.5")
     machine["driver"]["reboot_required"] = True
     assert plan(machine)["warnings"] == ["the GPU driver waits for a restart of the node"]
+
+
+def test_a_split_model_has_all_its_parts_in_one_folder():
+    result = plan(MACHINES["mi300x"], llamacpp_model="gpt-oss-120b")
+    (service,), files = result["services"], result["models"]
+    names = [f"gpt-oss-120b-mxfp4-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    folder = files[0]["path"].removesuffix(f"/{names[0]}")
+    assert [file["path"] for file in files] == [f"{folder}/{name}" for name in names]
+    assert sum(file["size_bytes"] for file in files) == service["memory"]["weights_bytes"] == 63_387_346_464
+    assert service["model_file"] == files[0]
+    assert {(file["model"], file["quantization"]) for file in files} == {("gpt-oss-120b", "MXFP4")}
+    # The engine is given the first part and finds the others beside it.
+    assert service["env"]["LLAMA_ARG_MODEL"] == f"/models/{names[0]}"
+    check_models(files, "/var/lib/inference-fleet/models")
+
+
+def test_a_new_part_does_not_replace_the_one_of_a_running_service():
+    book = copy.deepcopy(CATALOG)
+    book["models"]["gpt-oss-120b"]["gguf"][0]["files"][2]["sha256"] = "0" * 64
+    wishes = {"host": "gpu-01", "llamacpp_model": "gpt-oss-120b"}
+    old, new = (plan_node(MACHINES["mi300x"], wishes, models)["models"] for models in (CATALOG, book))
+    assert not {file["path"] for file in old} & {file["path"] for file in new}
+
+
+def test_ollama_is_not_given_a_split_model():
+    book = copy.deepcopy(CATALOG)
+    del book["models"]["gpt-oss-120b"]["ollama"]
+    wishes = {"host": "gpu-01", "inference_backends": ["ollama"], "ollama_model": "gpt-oss-120b"}
+    with pytest.raises(PlanError, match="gpt-oss-120b, which has no Ollama tag and no GGUF file in one piece"):
+        plan_node(MACHINES["mi300x"], wishes, book)

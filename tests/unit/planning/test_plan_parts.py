@@ -18,7 +18,7 @@ from ansible_collections.fleet.inference.plugins.filter.plan import FilterModule
 from ansible_collections.fleet.inference.plugins.module_utils.planning import images, plan_node, sizing
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Catalog
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Demand, Request, Setting
-from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import size_text
+from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import size_text, suggestion_text
 from ansible_collections.fleet.inference.plugins.module_utils.planning.plan import BACKENDS
 from planning_machines import MACHINES, MIB, ROOT, catalog, facts
 
@@ -127,15 +127,30 @@ def test_the_catalog_is_whole_and_exact():
         model = book.model(name, "model")
         assert CATALOG["models"][name]["licence"]
         for file in model.gguf:
-            # A revision in the address: a branch could bring other bytes tomorrow.
-            assert "url" not in file.source or re.search(r"/resolve/[0-9a-f]{40}/", file.source["url"])
-            assert "url" not in file.source or file.source["url"].endswith(f"/{file.file}")
+            for part in file.parts or (file,):
+                # A revision in the address: a branch could bring other bytes tomorrow.
+                assert "url" not in part.source or re.search(r"/resolve/[0-9a-f]{40}/", part.source["url"])
+                assert "url" not in part.source or part.source["url"].endswith(f"/{part.file}")
             bits = file.size_bytes * 8 / model.parameters
             assert 4 < bits < 9, name
         sizes = [file.size_bytes for file in model.gguf]
         assert sizes == sorted(sizes, reverse=True)
     tags = {variant.tag for variant in book.engine("llamacpp").variants}
     assert len({tag.rsplit("-", 1)[1] for tag in tags}) == 1, "all images are of one build"
+
+
+def test_a_short_list_of_choices_is_whole_and_a_long_one_shows_the_nearest():
+    assert suggestion_text("b", ["c", "a"], "known") == "known: a, c"
+    names = [f"model-{number}" for number in range(10)]
+    assert (
+        suggestion_text("model-42", names[:8], "known", "x") == f"did you mean model-4? known: {', '.join(names[:8])}"
+    )
+    text = suggestion_text("Owner/Model-4", names, "known", "inference_models")
+    assert text.startswith("did you mean model-4? known: model-4, ")
+    assert text.endswith(" and 2 more in inference_models")
+    assert text.count("model-") == 9
+    # Where the sentence is the only place that has them, all are there.
+    assert suggestion_text("model-42", names, "known").endswith(f"known: {', '.join(names)}")
 
 
 def test_filter():

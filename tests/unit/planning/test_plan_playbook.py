@@ -58,7 +58,7 @@ def explain(inventory: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def test_one_node_is_explained_and_nothing_changes(inventory: Path) -> None:
     done = explain(inventory, "-l", "gpu-01")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "    Node      gpu-01, tier cpu, 0.0.0.0\n" in done.stdout
+    assert "    Node         gpu-01, tier cpu, 0.0.0.0\n" in done.stdout
     assert "gpu-02" not in done.stdout
     assert "changed=0" in done.stdout and "failed=0" in done.stdout
     shown = [line for line in done.stdout.splitlines() if line.startswith("    ")]

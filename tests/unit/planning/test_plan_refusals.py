@@ -22,7 +22,7 @@ TWO_GPUS = gpu_facts(
         device("A2", 16384, "8.6", index=1, usable=False, unusable_reason="bound to vfio-pci"),
     ],
 )
-MODELS = ", ".join(sorted(CATALOG["models"]))
+OTHERS = f"and {len(CATALOG['models']) - 8} more in inference_models"
 UUID = "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd"
 
 REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -77,7 +77,8 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         CPU,
         {"inference_services": {"backend": "llamacpp"}},
-        "inference_services is {'backend': 'llamacpp'}; give a list of services, each with backend and model",
+        "inference_services is {'backend': 'llamacpp'}; give a list of services, each with backend and model, or the "
+        "word auto",
     ),
     (CPU, {"inference_services": ["x"]}, "inference_services[0] is 'x'; give a dictionary with backend and model"),
     (
@@ -132,12 +133,15 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         CPU,
         {"llamacpp_model": "qwen3-8"},
-        f"llamacpp_model is 'qwen3-8', which is not in inference_models; did you mean qwen3-8b? known: {MODELS}",
+        "llamacpp_model is 'qwen3-8', which is not in inference_models; did you mean qwen3-8b? known: qwen3-8b, "
+        f"qwen3-4b, qwen3-32b, qwen3-14b, qwen3.5-9b, qwen3.5-4b, qwen3-1.7b, qwen3-0.6b {OTHERS}",
     ),
     (
         CPU,
-        {"inference_services": [{"backend": "llamacpp", "model": "xyz"}]},
-        f"model of service llamacpp is 'xyz', which is not in inference_models; known: {MODELS}",
+        {"inference_services": [{"backend": "llamacpp", "model": "zzzz"}]},
+        "model of service llamacpp is 'zzzz', which is not in inference_models; known: smollm3-3b, "
+        "smollm2-135m-instruct, qwen3.6-35b-a3b, qwen3.6-27b, qwen3.5-9b, qwen3.5-4b, qwen3.5-35b-a3b, qwen3.5-27b "
+        f"{OTHERS}",
     ),
     (
         CPU,
@@ -148,6 +152,12 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         CPU,
         {"llamacpp_quantization": "Q2_K"},
         "llamacpp_quantization is Q2_K, which qwen3-8b does not have for llamacpp; give one of Q4_K_M",
+    ),
+    (
+        MACHINES["t4"],
+        {"inference_backends": ["vllm"], "vllm_model": "gemma-3-4b-it"},
+        "vllm's image v0.31.0-cu129 has no bfloat16 on GPU 0 (Tesla T4) and this model's values overflow in float16; "
+        "use a GPU of compute capability 8.0 or newer; nearest that works: llamacpp with gguf",
     ),
     # Ports and addresses
     (
@@ -367,7 +377,10 @@ BAD_CATALOGS = [
     (_with_file(size_bytes=0), f"size_bytes of {FILE} is 0; give a whole number of at least 1"),
     (_with_file(source=None), f"source of {FILE} is missing; give one of {SOURCES}"),
     (_with_file(source={"url": "ftp://x"}), f"source.url of {FILE} is 'ftp://x'; give https://…"),
-    (_with_file(source={"package": {"name": "a"}}), f"version of {FILE}.source.package is missing; give a text"),
+    (
+        _with_file(source={"package": {"name": "a", "version": "1"}}),
+        f"member of {FILE}.source.package is missing; give a text",
+    ),
     (
         _with_variant(digest="sha256:1"),
         "digest of inference_engines.llamacpp.variants.cpu is 'sha256:1'; give null, or sha256: and 64 "

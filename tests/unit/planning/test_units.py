@@ -8,51 +8,13 @@ from typing import Any
 
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Unit
-from ansible_collections.fleet.inference.plugins.module_utils.planning.units import find, units, unusable
+from ansible_collections.fleet.inference.plugins.module_utils.planning.units import find, names, units, unusable
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning_machines import GIB, MIB, device, facts, gpu_facts
-
-H100 = "NVIDIA H100 80GB HBM3"
+from planning_machines import GIB, H100, MIB, device, facts, gpu_facts, instance, mi300x, mig_gpu
 
 
-def instance(index: int, profile: str = "1g.10gb", memory: int = 9856, **changes: Any) -> dict[str, Any]:
-    return {
-        "index": index,
-        "uuid": f"MIG-{index:08d}",
-        "profile": profile,
-        "gpu_instance_id": index + 7,
-        "compute_instance_id": 0,
-        "memory_total_bytes": memory * MIB,
-        "memory_shared": False,
-        **changes,
-    }
-
-
-def mig_gpu(instances: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    reason = (
-        "MIG is enabled, its instances are used in its place" if instances else "MIG is enabled and has no instances"
-    )
-    mig = {"mode": True, "pending_mode": True, "instances": instances}
-    return device(H100, 81559, "9.0", **{"mig": mig, "usable": False, "unusable_reason": reason, **changes})
-
-
-def mi300x(count: int = 8, **changes: Any) -> dict[str, Any]:
-    instances = [
-        {
-            "architecture": "gfx942",
-            "kfd_node": number,
-            "render_node": f"/dev/dri/renderD{128 + number}",
-            "memory_total_bytes": 24 * GIB,
-        }
-        for number in range(count)
-    ]
-    partition = {"compute": "CPX", "memory": "NPS4", "count": count, "instances": instances}
-    base = {"vendor": "amd", "uuid": "GPU-a1", "pci_bus_id": "0000:c1:00.0", "partition": partition}
-    return device("AMD Instinct MI300X", 196608, "gfx942", **{**base, **changes})
-
-
-def names(found: tuple[Unit, ...]) -> list[str]:
+def ids(found: tuple[Unit, ...]) -> list[str]:
     return [unit.identity for unit in found]
 
 
@@ -85,7 +47,7 @@ def test_a_tier_uses_the_devices_of_its_vendor(tier: str, expected: list[int]) -
     ]
     identities = [devices[0]["uuid"], "0000:41:00.0", "0000:81:00.0"]
     node = gpu_facts("cuda", devices)
-    assert names(units(node, tier)) == [identities[position] for position in expected]
+    assert ids(units(node, tier)) == [identities[position] for position in expected]
     assert len(unusable(node, tier)) == (0 if tier == "cpu" else 3 - len(expected))
 
 
@@ -98,7 +60,7 @@ def test_the_reason_names_the_device() -> None:
         device(H100, 81559, "9.0", index=3),
     ]
     node = gpu_facts("cuda", devices)
-    assert names(units(node, "cuda")) == [devices[4]["uuid"]]
+    assert ids(units(node, "cuda")) == [devices[4]["uuid"]]
     assert unusable(node, "cuda") == [
         "GPU 0 (AMD Radeon): it is no NVIDIA GPU, which tier cuda needs",
         f"GPU 0 ({H100}): bound to vfio-pci",
@@ -123,7 +85,7 @@ def test_a_guest_s_vgpu_is_a_unit_and_a_host_s_is_none() -> None:
         [instance(0)], index=1, virtualization="vgpu_host", unusable_reason="it serves virtual machines (vGPU host)"
     )
     node = gpu_facts("cuda", [guest, host])
-    assert names(units(node, "cuda")) == [guest["uuid"]]
+    assert ids(units(node, "cuda")) == [guest["uuid"]]
     assert unusable(node, "cuda") == [f"GPU 1 ({H100}): it serves virtual machines (vGPU host)"]
 
 
@@ -136,7 +98,7 @@ def test_mig_instances_stand_for_their_gpu() -> None:
         f"MIG 1g.10gb 10 of GPU 0 ({H100})",
         f"GPU 1 ({H100})",
     ]
-    assert names(found)[:3] == ["MIG-00000000", "MIG-00000002", "0000:01:00.0#10"]
+    assert ids(found)[:3] == ["MIG-00000000", "MIG-00000002", "0000:01:00.0#10"]
     assert [(unit.kind, unit.domain, unit.link) for unit in found] == [("mig", None, None)] * 3 + [("gpu", 0, "pcie")]
     assert found[0].memory_bytes == 40448 * MIB
     assert found[1].instance == instance(2)
@@ -153,7 +115,7 @@ def test_compute_instances_share_the_memory_of_their_gpu_instance() -> None:
 
 def test_a_mig_instance_without_known_memory_is_none() -> None:
     node = gpu_facts("cuda", [mig_gpu([instance(0, memory_total_bytes=None), instance(1)])])
-    assert names(units(node, "cuda")) == ["MIG-00000001"]
+    assert ids(units(node, "cuda")) == ["MIG-00000001"]
     assert unusable(node, "cuda") == [
         f"MIG 1g.10gb 0 of GPU 0 ({H100}): its memory is unknown; install its driver and gather the facts again"
     ]
@@ -167,7 +129,7 @@ def test_instances_of_a_lost_gpu_are_none() -> None:
 
 def test_partitions_stand_for_their_card() -> None:
     found = units(gpu_facts("rocm", [mi300x(12)]), "rocm")
-    assert names(found) == [f"0000:c1:00.0#{number}" for number in range(12)]
+    assert ids(found) == [f"0000:c1:00.0#{number}" for number in range(12)]
     assert found[3].title == "CPX partition 3 of GPU 0 (AMD Instinct MI300X)"
     assert (found[3].kind, found[3].memory_bytes) == ("partition", 24 * GIB)
     assert found[3].instance is not None
@@ -188,6 +150,22 @@ def test_a_partitioned_card_without_known_partitions_is_none() -> None:
     assert "partitioned (CPX)" in unusable(node, "rocm")[0]
 
 
+@pytest.mark.parametrize(
+    ("titles", "expected", "short"),
+    [
+        (["GPU 0 (A)", "GPU 2 (A)", "GPU 1 (A)"], "GPU 0-2 (A)", "GPU 0-2"),
+        (["GPU 0 (A)", "GPU 1 (B)"], "GPU 0 (A), GPU 1 (B)", "GPU 0-1"),
+        (["MIG 1g 1 of GPU 0 (A)", "MIG 1g 3 of GPU 0 (A)"], "MIG 1g 1, 3 of GPU 0 (A)", "MIG 1g 1, 3 of GPU 0"),
+        (["MIG 1g 1 of GPU 0 (A)", "MIG 1g 1 of GPU 1 (A)"], "MIG 1g 1 of GPU 0-1 (A)", "MIG 1g 1 of GPU 0-1"),
+        (["host memory"], "host memory", "host memory"),
+        ([], "", ""),
+    ],
+)
+def test_names_of_several_units(titles: list[str], expected: str, short: str) -> None:
+    assert names(titles) == expected
+    assert names(titles, short=True) == short
+
+
 def test_a_card_in_one_partition_is_whole() -> None:
     card = mi300x(0, partition={"compute": "SPX", "memory": "NPS1", "count": 1, "instances": []})
     (unit,) = units(gpu_facts("rocm", [card]), "rocm")
@@ -196,7 +174,7 @@ def test_a_card_in_one_partition_is_whole() -> None:
 
 def test_two_devices_with_one_uuid_are_two_units() -> None:
     devices = [device(H100, 81559, "9.0", index=index, uuid="GPU-1") for index in range(2)]
-    assert names(units(gpu_facts("cuda", devices), "cuda")) == ["0000:01:00.0", "0000:02:00.0"]
+    assert ids(units(gpu_facts("cuda", devices), "cuda")) == ["0000:01:00.0", "0000:02:00.0"]
 
 
 def test_link_domains_of_the_facts() -> None:
@@ -248,7 +226,7 @@ def test_every_device_is_units_or_has_a_reason_whatever_the_order(
     topology = {"link_domains": [{"type": "nvlink", "devices": whole}]} if whole else None
     node = facts(tier=tier, devices=devices, topology=topology)
     found = units(node, tier)
-    assert len(set(names(found))) == len(found)
+    assert len(set(ids(found))) == len(found)
     assert all(unit.device["usable"] or unit.kind == "mig" for unit in found)
     on = [position for position, item in enumerate(devices) if any(unit.device is item for unit in found)]
     assert len(on) + len(unusable(node, tier)) == len(devices)

@@ -99,6 +99,19 @@ def test_readiness_and_labels_alone_do_not_restart(node, options):
     assert node.verbs("restart", "start") == []
 
 
+def test_units_are_recorded_without_a_restart(node, options):
+    """Records from before units were known lack them, and running services stay up while they get them."""
+    node.apply(options())
+    path = node.directory / "service.json"
+    assert "units" not in json.loads(path.read_text())
+    for units in (["GPU-1", "GPU-2"], []):
+        result = node.apply(options(units=units))
+        assert result.actions == [f"write {path}"]
+        assert node.verbs("restart", "start", "stop", "daemon-reload") == []
+        assert json.loads(path.read_text())["units"] == units
+        assert not node.apply(options(units=units)).changed
+
+
 def test_mode_alone_is_put_right_without_a_restart(node, options):
     node.apply(options())
     (node.directory / "service.env").chmod(0o644)
