@@ -18,11 +18,13 @@ ROLE = ROOT / "roles" / "nvidia_driver"
 BIN = Path(sys.executable).parent
 
 
-def run_play(folder: Path, tasks: list[dict[str, Any]], **variables: Any) -> subprocess.CompletedProcess[str]:
+def run_play(
+    folder: Path, tasks: list[dict[str, Any]], *arguments: str, **variables: Any
+) -> subprocess.CompletedProcess[str]:
     """Run tasks for the host gpu-07 on this machine."""
     play = [{"hosts": "gpu-07", "connection": "local", "gather_facts": False, "vars": variables, "tasks": tasks}]
     (folder / "play.yml").write_text(yaml.safe_dump(play))
-    command = [str(BIN / "ansible-playbook"), "--inventory", "gpu-07,", str(folder / "play.yml")]
+    command = [str(BIN / "ansible-playbook"), "--inventory", "gpu-07,", str(folder / "play.yml"), *arguments]
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     environment["ANSIBLE_CACHE_PLUGIN_CONNECTION"] = str(folder / "facts")
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
