@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for the packages in NVIDIA's CUDA repository and in AMD's driver repository.
+"""Stand-ins for the packages in NVIDIA's CUDA and container toolkit repositories and in AMD's driver repository.
 
 Names and relations are those of the repositories for Debian, as far as a driver for computing goes; kernel modules are
 built by the real DKMS from a few lines of C, so a kernel without headers fails as it does with the real packages.
@@ -26,6 +26,10 @@ AMDGPU_VERSIONS = {
     "31.40.1": ("1:6.18.4.31400100-2310000.24.04", "6.18.4-2310000.24.04"),
     "31.50": ("1:6.19.4.31500000-2337710.24.04", "6.19.4-2337710.24.04"),
 }
+
+#: NVIDIA's container toolkit, the wanted version and a newer one.
+TOOLKIT_VERSIONS = ("1.20.0", "1.21.0")
+TOOLKIT_PATH = "libnvidia-container/stable/deb/amd64"
 
 _MODULE = """\
 #include <linux/module.h>
@@ -235,6 +239,18 @@ def amdgpu_packages(version: str, module_version: str) -> list[Package]:
     return [_dkms(driver, "amdgpu", module_version, {"amdgpu": "GPL and additional rights"}), firmware]
 
 
+def toolkit_packages(toolkit: str) -> list[Package]:
+    """The packages of one version of NVIDIA's container toolkit (relations: ``apt-cache show`` of 1.17)."""
+    version = f"{toolkit}-1"
+    library, tools, base = "libnvidia-container1", "libnvidia-container-tools", "nvidia-container-toolkit-base"
+    return [
+        Package(library, version),
+        Package(tools, version, {"Depends": _at_least(version, library)}),
+        Package(base, version, files={"/usr/bin/nvidia-ctk": "#!/bin/sh\nexit 1\n"}),
+        Package("nvidia-container-toolkit", version, {"Depends": _exactly(version, tools, base)}),
+    ]
+
+
 def repositories() -> list[Repository]:
     """Every repository that is served: good ones, the same with a new key, and ones that no node may trust."""
     nvidia = tuple(package for version in NVIDIA_VERSIONS for package in nvidia_packages(version))
@@ -245,6 +261,8 @@ def repositories() -> list[Repository]:
             Repository(f"new-key/{path}", nvidia, key="second", label="NVIDIA CUDA"),
             Repository(f"wrong-signature/{path}", nvidia, key="first", signer="second", label="NVIDIA CUDA"),
         ]
+    toolkit = tuple(package for version in TOOLKIT_VERSIONS for package in toolkit_packages(version))
+    found.append(Repository(TOOLKIT_PATH, toolkit, label="NVIDIA container toolkit"))
     for release, versions in AMDGPU_VERSIONS.items():
         amdgpu = tuple(amdgpu_packages(*versions))
         for suite in ("jammy", "noble"):
