@@ -179,7 +179,10 @@ options:
         type: int
         required: true
   devices:
-    description: CDI names or device paths.
+    description:
+      - CDI names or device paths.
+      - Where the node has C(gpu-ready.service), a service with devices for CUDA or ROCm requires it, so that it does
+        not start without its GPUs. That alone does not restart the service.
     type: list
     elements: str
     default: []

@@ -953,6 +953,152 @@ ansible_facts:
                   description: That version is not the loaded one; the specification has to be made anew.
                   type: bool
                   returned: always
+        boot:
+          description: What the node boots, and the GPU modules of its kernels.
+          type: dict
+          returned: always
+          contains:
+            secure_boot:
+              description: The kernel refuses modules without a known signature; null when the firmware cannot be asked.
+              type: bool
+              returned: always
+            running_kernel:
+              description: Release of the kernel that runs.
+              type: str
+              returned: always
+              sample: 6.12.43+deb13-amd64
+            next_kernel:
+              description: Newest kernel in /boot, which the next boot starts unless the boot loader was told otherwise;
+                the running one where /boot has none.
+              type: str
+              returned: always
+              sample: 6.12.48+deb13-amd64
+            kernels:
+              description: Kernels that have an image, modules or headers, the oldest first.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                release:
+                  description: Release.
+                  type: str
+                  returned: always
+                image:
+                  description: Its image is in /boot.
+                  type: bool
+                  returned: always
+                headers:
+                  description: The folder is there that modules are built with.
+                  type: bool
+                  returned: always
+                initramfs:
+                  description: Its initramfs is in /boot.
+                  type: bool
+                  returned: always
+                initramfs_stale:
+                  description: The initramfs is older than its settings (those of modprobe too) or than a GPU module.
+                  type: bool
+                  returned: always
+                modules:
+                  description: What C(modprobe) would load for this kernel, by C(nvidia) and C(amdgpu); missing where
+                    there is none. C(signed) tells of a signature, by whichever key. Of a module that came with the
+                    kernel (C(version) and C(signed) are null) it is the kernel's own.
+                  type: dict
+                  returned: always
+                  sample: {nvidia: {version: 580.95.05, flavour: open, dkms: true, signed: false}}
+            command_line:
+              description: The kernel's parameters.
+              type: list
+              elements: str
+              returned: always
+            loaded:
+              description: GPU drivers that are loaded, of C(nvidia), C(nvidia_uvm), C(nvidia_modeset), C(nvidia_drm),
+                C(nouveau), C(nova_core), C(amdgpu), C(radeon), C(i915), C(xe).
+              type: list
+              elements: str
+              returned: always
+            blacklisted:
+              description: Those of them that modprobe's settings keep from being loaded.
+              type: list
+              elements: str
+              returned: always
+            free_bytes:
+              description: Bytes free below C(/), C(/boot) and C(/var); unknown for a recorded machine.
+              type: dict
+              returned: always
+              sample: {/: 21474836480, /boot: 536870912, /var: 21474836480}
+            iommu:
+              description: 'C(on), C(off), or C(pt) where the host goes through it untranslated.'
+              type: str
+              returned: always
+            numa_balancing:
+              description: The kernel moves memory between NUMA nodes by itself.
+              type: bool
+              returned: always
+        packages:
+          description: dpkg packages of GPUs and kernels by name, null on a node without dpkg. Those of another
+            architecture are called as dpkg does, C(libnvidia-ml1:i386).
+          type: dict
+          returned: always
+          sample: {nvidia-smi: {version: 550.163.01-2, state: installed, held: true}}
+        files:
+          description: SHA-256 of each file that this fleet's roles wrote below /etc and /usr/local/libexec, by path.
+            Files that not everybody may read are left out.
+          type: dict
+          returned: always
+          sample: {/etc/modprobe.d/inference-gpu.conf: 3c5e...}
+        units:
+          description: Units of GPUs that are there, by name; C(enabled) at boot, and C(active) or null where systemd
+            could not be asked. Of C(nvidia-persistenced.service), C(nvidia-fabricmanager.service),
+            C(nvidia-cdi-refresh.path), C(inference-gpu-settings.service), C(gpu-ready.service).
+          type: dict
+          returned: always
+          sample: {nvidia-persistenced.service: {enabled: true, active: true}}
+        gpu_ready:
+          description: What C(gpu-ready.service) found since the last boot, null when it has not run.
+          type: dict
+          returned: always
+          contains:
+            ready:
+              description: Every GPU can be used.
+              type: bool
+              returned: always
+            problems:
+              description: What is missing, a sentence each.
+              type: list
+              elements: str
+              returned: always
+            configuration_sha256:
+              description: SHA-256 of the configuration that it checked.
+              type: str
+              returned: always
+            boot_id:
+              description: The kernel's number of the boot.
+              type: str
+              returned: always
+            expected:
+              description: GPUs that it looked for.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                vendor:
+                  description: Vendor.
+                  type: str
+                  returned: always
+                pci_bus_id:
+                  description: PCI address.
+                  type: str
+                  returned: always
+                power_limit_watts:
+                  description: Power limit that it is to have, null for any.
+                  type: float
+                  returned: always
+                mig:
+                  description: Profiles of the MIG instances that it is to have, null for any.
+                  type: list
+                  elements: str
+                  returned: always
         services:
           description: What this fleet runs on the node already.
           type: list
@@ -1041,7 +1187,7 @@ ansible_facts:
             - 'How each source answered: C(status) (C(ok), C(absent), C(timeout), C(error)), C(message) and C(ms), its
               milliseconds.'
             - Sources are C(sysfs), C(drm), C(nvml), C(nvidia_smi), C(kfd), C(amdgpu), C(amd_smi), C(rocm_smi),
-              C(intel), C(vulkaninfo), C(systemd), C(docker), C(podman), C(nvidia_ctk).
+              C(intel), C(vulkaninfo), C(systemd), C(docker), C(podman), C(nvidia_ctk), C(modinfo), C(systemctl).
           type: dict
           returned: always
           sample: {nvml: {status: ok, message: null, ms: 41}}

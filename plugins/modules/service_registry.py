@@ -13,6 +13,7 @@ description:
   - Runs on a gateway. Writes one JSON file (fragment) a node into the registry, removes the fragments of nodes that
     left, and returns all fragments, from which the configurations of HAProxy and LiteLLM are made.
   - A fragment's C(drained) flag in the registry outlives publishing; what is passed matters only for a new fragment.
+    Its C(restarting) flag ends with publishing.
   - One call holds a lock on the registry, so that several runs may publish at the same time.
 options:
   registry_path:
@@ -29,6 +30,12 @@ options:
     type: list
     elements: str
     default: []
+  restarting:
+    description:
+      - Nodes that a run restarts, or has restarted (V(false)); no new requests go to a node that restarts.
+      - Nodes without a fragment are ignored.
+    type: dict
+    default: {}
   state_files:
     description: Files whose SHA-256 is wanted, so that the caller need not look again what has to be written.
     type: list
@@ -161,15 +168,26 @@ def sha256_of(path: str) -> Optional[str]:
 
 
 def merge(
-    present: Dict[str, Dict[str, Any]], given: List[Dict[str, Any]], remove: List[str]
+    present: Dict[str, Dict[str, Any]], given: List[Dict[str, Any]], remove: List[str], restarting: Dict[str, bool]
 ) -> Dict[str, Dict[str, Any]]:
     """Return the registry as it should be: given fragments keep the drained flag that the registry knows."""
-    wanted = {node: fragment for node, fragment in present.items() if node not in remove}
+    wanted = {
+        node: dict(fragment, restarting=restarting.get(node, fragment["restarting"]))
+        for node, fragment in present.items()
+        if node not in remove
+    }
     for fragment in given:
         node = fragment["node"]
         drained = present[node]["drained"] if node in present else fragment["drained"]
         wanted[node] = dict(fragment, drained=drained)
     return wanted
+
+
+def _flags(restarting: Dict[str, Any]) -> Dict[str, bool]:
+    for node, value in restarting.items():
+        if not isinstance(value, bool):
+            raise GatewayError(f"restarting has {value!r} for the node {node}; use true or false.")
+    return restarting
 
 
 def main() -> None:
@@ -179,6 +197,7 @@ def main() -> None:
             "registry_path": {"type": "path", "default": "/var/lib/inference-fleet/registry"},
             "fragments": {"type": "list", "elements": "dict", "default": []},
             "remove": {"type": "list", "elements": "str", "default": []},
+            "restarting": {"type": "dict", "default": {}},
             "state_files": {"type": "list", "elements": "path", "default": []},
             "services": {"type": "list", "elements": "str", "default": []},
             "config_root": {"type": "path", "default": "/etc/inference-fleet"},
@@ -199,7 +218,7 @@ def main() -> None:
             lock = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(lock, fcntl.LOCK_EX)
         present = read_registry(path)
-        wanted = merge(present, given, module.params["remove"])
+        wanted = merge(present, given, module.params["remove"], _flags(module.params["restarting"]))
         written = sorted(node for node, fragment in wanted.items() if present.get(node) != fragment)
         removed = sorted(node for node in present if node not in wanted)
         if not module.check_mode:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,26 @@ class Fleet:
             for each in running:
                 each.result()
         return load
+
+    @contextlib.contextmanager
+    def reboots(self, names: Sequence[str]) -> Iterator[None]:
+        """Start nodes again that reboot: a container ends where a machine would boot."""
+        stop = threading.Event()
+
+        def watch(container: str) -> None:
+            while not stop.wait(0.5):
+                shown = host.podman("container", "inspect", "--format", "{{.State.Running}}", container, check=False)
+                if shown.stdout.strip() == "false":
+                    host.podman("start", container)
+
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            watching = [pool.submit(watch, f"inference-fleet-{SET}-{name}") for name in names]
+            try:
+                yield
+            finally:
+                stop.set()
+            for each in watching:
+                each.result()
 
     def wait_active(self, node: str, service: str = "llamacpp", seconds: float = 60) -> None:
         """Wait until a service's unit is active, which it is only when its model answers."""

@@ -9,6 +9,17 @@ from typing import Any
 import pytest
 
 testinfra_hosts = ["gpu-nodes"]
+TOOLKIT = {
+    "nvidia-container-toolkit",
+    "nvidia-container-toolkit-base",
+    "libnvidia-container-tools",
+    "libnvidia-container1",
+}
+
+
+def has_gpu(variables: dict[str, Any]) -> bool:
+    """Whether the inventory lays a recorded GPU over the node's facts."""
+    return "container_runtime_facts" in variables
 
 
 @pytest.fixture
@@ -28,15 +39,25 @@ def test_packages_come_from_the_distribution_and_are_held(host: Any, variables: 
     wanted = {"docker.io", "containerd", "runc"}
     if variables["local_node_release"] == "trixie":
         wanted.add("docker-cli")
-    assert set(host.check_output("apt-mark showhold").split()) == wanted
+    toolkit = TOOLKIT if has_gpu(variables) else set()
+    assert set(host.check_output("apt-mark showhold").split()) == wanted | toolkit
     for package in wanted:
         assert host.package(package).is_installed, package
+
+
+def test_a_node_with_nvidia_gpus_has_the_container_toolkit(host: Any, variables: dict[str, Any]) -> None:
+    """The wanted version of all four packages, although the repository has a newer one; another node has none."""
+    for name in TOOLKIT:
+        package = host.package(name)
+        assert package.is_installed == has_gpu(variables), name
+        assert not has_gpu(variables) or package.version.startswith("1.20.0"), name
 
 
 def test_an_upgrade_leaves_docker_alone(host: Any) -> None:
     simulated = host.check_output("apt-get --simulate --quiet dist-upgrade")
     assert "Inst docker" not in simulated
     assert "Inst containerd" not in simulated
+    assert "Inst nvidia" not in simulated and "Inst libnvidia" not in simulated
 
 
 def test_options_are_merged(host: Any, variables: dict[str, Any]) -> None:

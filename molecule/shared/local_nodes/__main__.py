@@ -11,6 +11,8 @@ from . import engine_images, nodes
 from .host import install_packages, podman
 from .settings import PREFIX, cache_dir, ssh_key
 from .shell import LocalNodesError, say
+from .vendor_packages import repositories
+from .vendor_repository import ensure_vendor_repository, remove_vendor_repository, url
 
 
 def _arguments() -> argparse.Namespace:
@@ -19,6 +21,7 @@ def _arguments() -> argparse.Namespace:
     commands.add_parser("host-setup", help="install the packages of this machine that local nodes need")
     images = commands.add_parser("images", help="have the engine images in the local image registry")
     images.add_argument("name", nargs="*", help=f"one of {', '.join(engine_images.BUILDERS)}; default all")
+    commands.add_parser("vendor-repository", help="serve signed apt repositories of stand-in vendor packages")
     start = commands.add_parser("up", help="bring up the nodes of an inventory")
     start.add_argument("set", help="name of the set of nodes")
     start.add_argument("--inventory", type=Path, required=True, help="YAML inventory with ansible_host addresses")
@@ -42,6 +45,10 @@ def _main(arguments: argparse.Namespace) -> int:
     elif arguments.command == "images":
         install_packages()
         engine_images.ensure_engine_images([engine_images.check_name(name) for name in arguments.name] or None)
+    elif arguments.command == "vendor-repository":
+        install_packages()
+        if not ensure_vendor_repository(repositories()):
+            say(f"  ok stand-in vendor repositories are served on {url()}")
     elif arguments.command == "up":
         install_packages()
         if arguments.images:
@@ -61,6 +68,7 @@ def _main(arguments: argparse.Namespace) -> int:
     elif arguments.command == "clean":
         nodes.down(None)
         engine_images.remove_engine_images()
+        remove_vendor_repository()
         for image in podman("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split():
             if image.startswith(f"localhost/{PREFIX}/"):
                 podman("rmi", "--force", image, check=False)

@@ -24,6 +24,9 @@ PROGRAMS = {
     "ssh-keygen": "openssh-client",
     # Not for the nodes: unit tests run the gateway's configuration with it.
     "haproxy": "haproxy",
+    # They build the signed repositories of stand-in packages.
+    "dpkg-deb": "dpkg",
+    "gpg": "gnupg",
     # They compile a stand-in for NVIDIA's management library.
     "cc": "gcc",
 }
@@ -31,6 +34,8 @@ PROGRAMS = {
 FILES = {
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
     "/usr/include/stdio.h": "libc6-dev",
+    # Serves those repositories, from a container that has this machine's /usr.
+    "/usr/bin/python3": "python3",
 }
 #: Podman's network, by file: what podman 4 uses, else what podman 3 (Ubuntu 22.04) uses.
 NETWORK = {
@@ -118,6 +123,15 @@ def podman(
         _prefix = _namespace()
     words = [*_prefix, "podman", *argv]
     return run(words, check=check, text_input=text_input, timeout=timeout, env=_podman_environment(), root=True)
+
+
+def network_options(address: str) -> list[str]:
+    """Podman's options for a container at an address of the nodes' network.
+
+    It gets the same hardware address after every start, so that no neighbour has to learn a new one.
+    """
+    hardware_address = "02:fe:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+    return ["--network", PREFIX, "--ip", address, "--mac-address", hardware_address]
 
 
 def ensure_network() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of the nodes themselves: a bare Debian with systemd, and the same with a container engine in it."""
+"""Images of the nodes themselves: a bare Debian with systemd, and that with a container engine or a kernel in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settings import PREFIX
 from .shell import LocalNodesError, run, step
 
 RELEASES = {"trixie": "Debian 13", "bookworm": "Debian 12"}
-LAYERS = ("bare", "runtime")
+LAYERS = ("bare", "runtime", "kernel")
 
 #: What any cloud image has, and nothing that a role installs.
 BARE_PACKAGES = [
@@ -33,6 +33,25 @@ RUNTIME_PACKAGES = {
     "trixie": ["docker.io", "docker-cli", "iptables", "haproxy"],
     "bookworm": ["docker.io", "iptables", "haproxy"],
 }
+#: The kernel that the node would boot if it were a machine. Containers run this machine's, which has no package here.
+KERNEL_PACKAGES = ["linux-image-cloud-amd64", "initramfs-tools", "zstd"]
+#: What drivers bring along is large, so it is downloaded once, into apt's cache; roles install it.
+KERNEL_DOWNLOADS = {
+    "trixie": ["linux-headers-cloud-amd64", "dkms", "nvidia-open-kernel-dkms", "nvidia-smi", "libcuda1"],
+    "bookworm": ["linux-headers-cloud-amd64", "dkms", "nvidia-kernel-dkms", "nvidia-smi", "libcuda1"],
+}
+#: Drivers are in parts of Debian that the node itself has not enabled. A test's dpkg need not survive a power cut.
+KERNEL_SETUP = """\
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/fast
+sed 's/ main$/ contrib non-free non-free-firmware/' /etc/apt/sources.list >/etc/apt/sources.list.d/downloads.list
+apt-get update -q
+apt-get install -q -y --no-install-recommends {installed}
+rm -f /var/cache/apt/archives/*.deb
+apt-get install -q -y --no-install-recommends --download-only {downloaded}
+rm /etc/apt/sources.list.d/downloads.list
+"""
 #: dpkg leaves out what no test reads, which halves the image.
 LEAN = [
     '--aptopt=Acquire::Languages "none"',
@@ -91,19 +110,14 @@ def _bare(release: str) -> str:
     return image
 
 
-def _runtime(release: str) -> str:
+def _on_bare(layer: str, title: str, release: str, script: str) -> str:
+    """The bare image of a release after a script ran in it."""
     base = _bare(release)
-    packages = RUNTIME_PACKAGES[release]
-    image = f"localhost/{PREFIX}/node:runtime-{release}-{_key(base, *packages)}"
+    image = f"localhost/{PREFIX}/node:{layer}-{release}-{_key(base, script)}"
     if exists(image):
         return image
     builder = f"{PREFIX}-build-{release}"
-    script = (
-        "set -eu; export DEBIAN_FRONTEND=noninteractive; apt-get update -q; "
-        f"apt-get install -q -y --no-install-recommends {' '.join(packages)}; "
-        "rm -rf /var/cache/apt/archives/*.deb"
-    )
-    with step(f"node image {RELEASES[release]}, with a container engine"):
+    with step(f"node image {RELEASES[release]}, {title}"):
         podman("rm", "--force", builder, check=False)
         podman("run", "--name", builder, "--privileged", base, "sh", "-c", script)
         podman("commit", "--quiet", "--change", 'CMD ["/sbin/init"]', builder, image)
@@ -111,15 +125,31 @@ def _runtime(release: str) -> str:
     return image
 
 
+def _runtime(release: str) -> str:
+    script = (
+        "set -eu; export DEBIAN_FRONTEND=noninteractive; apt-get update -q; "
+        f"apt-get install -q -y --no-install-recommends {' '.join(RUNTIME_PACKAGES[release])}; "
+        "rm -rf /var/cache/apt/archives/*.deb"
+    )
+    return _on_bare("runtime", "with a container engine", release, script)
+
+
+def _kernel(release: str) -> str:
+    installed, downloaded = " ".join(KERNEL_PACKAGES), " ".join(KERNEL_DOWNLOADS[release])
+    script = KERNEL_SETUP.format(installed=installed, downloaded=downloaded)
+    return _on_bare("kernel", "with a kernel of its own", release, script)
+
+
 def node_image(layer: str, release: str) -> str:
     """Name of the podman image for a node; built when it is not there yet.
 
     Args:
-        layer: ``bare`` (as a provider hands over a server) or ``runtime`` (container engine and HAProxy installed).
+        layer: ``bare`` (as a provider hands over a server), ``runtime`` (container engine and HAProxy installed) or
+            ``kernel`` (a kernel package of its own, and the large packages of drivers in apt's cache).
         release: Debian's code name, ``trixie`` or ``bookworm``.
     """
     if layer not in LAYERS or release not in RELEASES:
         raise LocalNodesError(
             f"no node image {layer!r} of {release!r}; layers are {', '.join(LAYERS)}, releases {', '.join(RELEASES)}"
         )
-    return _bare(release) if layer == "bare" else _runtime(release)
+    return {"bare": _bare, "runtime": _runtime, "kernel": _kernel}[layer](release)

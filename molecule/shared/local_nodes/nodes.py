@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from .host import ensure_network, podman
+from .host import ensure_network, network_options, podman
 from .node_images import node_image
 from .registry import stop_registry
 from .settings import PREFIX, SET_LABEL, cache_dir, known_hosts, ssh_key
 from .shell import LocalNodesError, alone, run, say, step
+from .vendor_repository import stop_vendor_repository
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,7 @@ def _start(set_name: str, node: Node, image: str) -> bool:
     _remove(name)
     # Docker's storage needs a volume: an overlay on the node's own overlay is refused by the kernel.
     volume = f"{name}-docker"
-    options = ["--systemd=always", "--privileged", "--hostname", node.name, "--network", PREFIX, "--ip", node.address]
-    # The same hardware address after every start, so that no neighbour has to learn a new one.
-    hardware_address = "02:fe:" + ":".join(f"{int(part):02x}" for part in node.address.split("."))
-    options += ["--mac-address", hardware_address]
+    options = ["--systemd=always", "--privileged", "--hostname", node.name, *network_options(node.address)]
     options += ["--label", f"{SET_LABEL}={set_name}", "--volume", f"{volume}:/var/lib/docker"]
     started = podman("run", "--detach", "--name", name, *options, image, "/sbin/init", check=False)
     if started.returncode != 0:
@@ -183,6 +181,7 @@ def down(set_name: str | None) -> None:
         _remove(container)
     if not _containers():
         stop_registry()
+        stop_vendor_repository()
         podman("network", "rm", "--force", PREFIX, check=False)
 
 

@@ -27,10 +27,10 @@ http: {addr: ":5000"}
 """
 
 
-def _image() -> None:
-    """An image with no files but links into /usr; the registry's program comes from this machine's own package."""
+def usr_image() -> str:
+    """An image with no files but links into /usr, for the programs of this machine's own packages; returns its name."""
     if exists(IMAGE):
-        return
+        return IMAGE
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         archive = Path(folder) / "root.tar"
         with tarfile.open(archive, "w") as tar:
@@ -47,6 +47,7 @@ def _image() -> None:
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
         podman("import", "--quiet", archive, IMAGE)
+    return IMAGE
 
 
 def answers() -> bool:
@@ -63,7 +64,6 @@ def ensure_registry() -> None:
     if answers():
         return
     ensure_network()
-    _image()
     storage = cache_dir() / "registry"
     storage.mkdir(parents=True, exist_ok=True)
     with step(f"image registry on {registry_address()}"):
@@ -71,7 +71,17 @@ def ensure_registry() -> None:
         address = registry_address().partition(":")[0]
         command = ["/usr/bin/docker-registry", "serve", "/etc/registry.yml"]
         options = ["--privileged", "--network", PREFIX, "--ip", address, "--volume", "/usr:/usr:ro"]
-        podman("run", "--detach", "--name", NAME, *options, "--volume", f"{storage}:/var/lib/registry", IMAGE, *command)
+        podman(
+            "run",
+            "--detach",
+            "--name",
+            NAME,
+            *options,
+            "--volume",
+            f"{storage}:/var/lib/registry",
+            usr_image(),
+            *command,
+        )
         for _ in range(60):
             if answers():
                 return

@@ -35,6 +35,11 @@ def registry_address() -> str:
     return f"{subnet()[2]}:5000"
 
 
+def vendor_repository_address() -> str:
+    """Address of the server of stand-in vendor repositories, as the nodes and this machine reach it."""
+    return str(subnet()[3])
+
+
 def ssh_key() -> Path:
     """Private key, made for the local nodes alone."""
     return cache_dir() / "ssh" / "id_ed25519"

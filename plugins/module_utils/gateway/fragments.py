@@ -15,6 +15,10 @@ SCHEMA_VERSION = 1
 #: Where each engine says "ready": 503 while a model loads, 200 afterwards. Ollama's root answers 200.
 HEALTH_PATHS = {"llamacpp": "/health", "vllm": "/health", "sglang": "/health", "ollama": "/"}
 
+#: Why a node gets no new requests: an administrator drained it, or a run restarts it. They are apart, so that the end
+#: of a restart brings no node back that an administrator took out.
+FLAGS = ("drained", "restarting")
+
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _ADDRESS = re.compile(r"[A-Za-z0-9._:-]+")
@@ -55,9 +59,9 @@ def validate_fragment(fragment: Any, origin: str = "") -> Dict[str, Any]:
         )
     if not _text(fragment.get("address"), _ADDRESS):
         raise GatewayError(f"{where} has the address {fragment.get('address')!r}; use an IP address or a host name.")
-    drained = fragment.get("drained", False)
-    if not isinstance(drained, bool):
-        raise GatewayError(f"{where} has drained {drained!r}; use true or false.")
+    for key in FLAGS:
+        if not isinstance(fragment.get(key, False), bool):
+            raise GatewayError(f"{where} has {key} {fragment[key]!r}; use true or false.")
     services = fragment.get("services")
     if isinstance(services, (str, bytes)) or not isinstance(services, Sequence):
         raise GatewayError(f"{where} has services {services!r}; use a list, empty when the node serves nothing.")
@@ -70,7 +74,7 @@ def validate_fragment(fragment: Any, origin: str = "") -> Dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "node": node,
         "address": fragment["address"],
-        "drained": drained,
+        **{key: fragment.get(key, False) for key in FLAGS},
         "services": checked,
     }
 
@@ -106,7 +110,7 @@ def _validate_service(service: Any, where: str) -> Dict[str, Any]:
 
 
 def fragment_from_plan(plan: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return the fragment that publishes a node's plan, not drained.
+    """Return the fragment that publishes a node's plan, neither drained nor restarting.
 
     :raises GatewayError: when the plan lacks something that a fragment needs.
     """
@@ -115,7 +119,6 @@ def fragment_from_plan(plan: Mapping[str, Any]) -> Dict[str, Any]:
             "schema_version": SCHEMA_VERSION,
             "node": plan.get("node"),
             "address": plan.get("address"),
-            "drained": False,
             "services": list(plan.get("services") or []),
         }
     )

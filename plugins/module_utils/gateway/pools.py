@@ -7,7 +7,7 @@ import hashlib
 import re
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from ansible_collections.fleet.inference.plugins.module_utils.gateway.fragments import validate_fragments
+from ansible_collections.fleet.inference.plugins.module_utils.gateway.fragments import FLAGS, validate_fragments
 
 
 def _short_hash(text: str) -> str:
@@ -61,7 +61,7 @@ def pools(fragments: Sequence[Any]) -> List[Dict[str, Any]]:
                         "service": s["name"],
                         "address": f["address"],
                         "port": s["port"],
-                        "drained": f["drained"],
+                        "drained": any(f[flag] for flag in FLAGS),
                     }
                     for f, s in group
                 ],

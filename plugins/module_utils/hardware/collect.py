@@ -64,7 +64,7 @@ def collect(
         "vendors": [vendor for vendor in VENDORS if any(device["vendor"] == vendor for device in devices)],
         "physical_count": len(devices),
         "usable_count": sum(units(device) for device in devices),
-        "driver": _driver(devices, nvidia_driver or {}, amd_driver or {}),
+        "driver": _driver(host, devices, nvidia_driver or {}, amd_driver or {}, facts["boot"]),
         "devices": [public(device) for device in devices],
         "topology": report.guard(
             "topology", lambda: topology.collect(host, devices), {"matrix": [], "link_domains": []}
@@ -158,12 +158,30 @@ def _bus(host: Host) -> pci.Bus:
     return bus
 
 
-def _driver(devices: List[Device], nvidia_driver: Dict[str, Any], amd_driver: Dict[str, Any]) -> Dict[str, Any]:
-    """NVIDIA's driver where there is a trace of it, else AMD's."""
+def _driver(
+    host: Host,
+    devices: List[Device],
+    nvidia_driver: Dict[str, Any],
+    amd_driver: Dict[str, Any],
+    booted: Dict[str, Any],
+) -> Dict[str, Any]:
+    """NVIDIA's driver where there is a trace of it, else AMD's; what is `booted` may keep it waiting for a reboot."""
+    from ansible_collections.fleet.inference.plugins.module_utils.hardware import boot  # noqa: PLC0415
+
     amdgpu = amd_driver.get("version")
     version = nvidia_driver.get("version")
     if version is None and not any(device["vendor"] == "nvidia" for device in devices):
         version = amdgpu
+    bound = {
+        module: [str(device["driver_bound"]) for device in devices if device["vendor"] == vendor]
+        for vendor, module in (("nvidia", "nvidia"), ("amd", "amdgpu"))
+        if any(device["vendor"] == vendor for device in devices)
+    }
+    loaded = {
+        "nvidia": nvidia_driver.get("kernel_module_version"),
+        "amdgpu": host.text("sys/module/amdgpu/version") or None,
+    }
+    reason = nvidia_driver.get("reboot_reason") or boot.reboot_reason(booted, bound, loaded)
     return {
         "version": version,
         "library_version": nvidia_driver.get("library_version"),
@@ -173,6 +191,6 @@ def _driver(devices: List[Device], nvidia_driver: Dict[str, Any], amd_driver: Di
         "mismatch": bool(nvidia_driver.get("mismatch")),
         "amdgpu_version": amdgpu,
         "rocm_version": amd_driver.get("rocm_version"),
-        "reboot_required": nvidia_driver.get("reboot_reason") is not None,
-        "reboot_reason": nvidia_driver.get("reboot_reason"),
+        "reboot_required": reason is not None,
+        "reboot_reason": reason,
     }

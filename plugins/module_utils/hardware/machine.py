@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from typing import Any, Dict, Optional
 
-from ansible_collections.fleet.inference.plugins.module_utils.hardware import cpu, numa, runtime, system
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import (
+    boot,
+    cpu,
+    numa,
+    packages,
+    runtime,
+    system,
+    written,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Host
 
 
@@ -22,6 +30,8 @@ def collect(
     """
     report = host.report
     engines = runtime.Engines(host)
+    kernels = report.guard("boot", lambda: boot.start(host), None)
+    units = report.guard("units", lambda: written.start_units(host), None)
     nodes = report.guard("numa", lambda: numa.collect(host), [])
     memory_total, memory_available = report.guard("memory", lambda: system.memory(host, nodes), (None, None))
     return {
@@ -38,4 +48,9 @@ def collect(
         "services": report.guard("services", lambda: system.services(host, state_path), []),
         "measurements": report.guard("measurements", lambda: system.measurements(host, measurements_path), []),
         "runtime": runtime.collect(host, engines, nvidia_module_version),
+        "packages": packages.drivers(engines.dpkg),
+        "files": report.guard("files", lambda: written.files(host), {}),
+        "gpu_ready": report.guard("gpu_ready", lambda: written.gpu_ready(host), None),
+        "units": report.guard("units", lambda: written.finish_units(units, host), {}) if units else {},
+        "boot": report.guard("boot", lambda: boot.finish(kernels, host), boot.UNKNOWN) if kernels else boot.UNKNOWN,
     }

@@ -10,15 +10,12 @@ import socket
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
+from ansible_collections.fleet.inference.plugins.module_utils.hardware import packages
 from ansible_collections.fleet.inference.plugins.module_utils.hardware.probe import Command, Host
 
 DOCKER_SOCKET = "/run/docker.sock"
 DOCKER_CONFIG = "etc/docker/daemon.json"
 DOCKER_PACKAGES = ("docker-ce", "docker.io", "moby-engine", "docker-engine")
-# Packages whose hold keeps the engine as it is.
-RUNTIME_PACKAGE = re.compile(
-    r"\n\nPackage: ((?:docker|containerd|runc|moby|nvidia-container|libnvidia-container|podman|crun)[^\n]*)"
-)
 # From this version on, CDI needs no feature flag.
 DOCKER_CDI_DEFAULT = (28, 2)
 # Of two specifications of one device that of the later folder counts.
@@ -38,7 +35,8 @@ class Engines:
 
     def __init__(self, host: Host) -> None:
         # Large programs that take longer to print their version than all facts to be read.
-        self.installed, self.held = _packages(host)
+        self.dpkg = packages.read(host)
+        self.installed, self.held = _installed(self.dpkg)
         self.docker = self._ask(host, "docker", DOCKER_PACKAGES)
         self.podman = self._ask(host, "podman", ("podman",))
         self.toolkit = self._ask(host, "nvidia-ctk", ("nvidia-container-toolkit-base", "nvidia-container-toolkit"))
@@ -162,25 +160,17 @@ def _cdi_enabled(version: str, config: Optional[Dict[str, Any]]) -> bool:
     return numbers >= DOCKER_CDI_DEFAULT
 
 
-def _packages(host: Host) -> Tuple[Dict[str, Optional[str]], List[str]]:
-    """Return the version of each installed package of a runtime, and which are on hold, from dpkg's own record.
+def _installed(known: Optional[Dict[str, packages.Package]]) -> Tuple[Dict[str, Optional[str]], List[str]]:
+    """Return the version of each installed package of a runtime, and which are on hold: these keep the engine as it is.
 
     Versions are the program's: without what Debian puts before and behind them (5:27.5.1-1~debian.13~trixie).
     """
+    found = packages.runtime(known)
     installed: Dict[str, Optional[str]] = {}
-    held = []
-    text = "\n\n" + (host.text("var/lib/dpkg/status") or "")
-    for match in RUNTIME_PACKAGE.finditer(text):
-        end = text.find("\n\n", match.end())
-        block = text[match.start() : end if end >= 0 else len(text)]
-        status = re.search(r"^Status: (\S+) \S+ (\S+)$", block, re.MULTILINE)
-        if status is None or status.group(2) != "installed":
-            continue
-        version = re.search(r"^Version: (?:[0-9]+:)?([0-9]+(?:\.[0-9]+)*)", block, re.MULTILINE)
-        installed[match.group(1)] = version.group(1) if version else None
-        if status.group(1) == "hold":
-            held.append(match.group(1))
-    return installed, sorted(held)
+    for name, package in found.items():
+        version = re.match(r"(?:[0-9]+:)?([0-9]+(?:\.[0-9]+)*)", package.version or "")
+        installed[name] = version.group(1) if version else None
+    return installed, sorted(name for name, package in found.items() if package.held)
 
 
 def masked(config: Any) -> Any:

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 #: Names that roles and plugins set themselves during a run.
-SET_BY_RUN = frozenset({"inference_plan"})
+SET_BY_RUN = frozenset(
+    {"inference_plan", "nvidia_driver_restart_reason", "rocm_restart_reason", "vulkan_restart_reason"}
+)
 
 _SECRET = re.compile(r"key|token|secret|password|passphrase|credential|salt", re.IGNORECASE)
 _INTEGER = re.compile(r"[+-]?[0-9]+\Z")

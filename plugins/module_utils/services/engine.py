@@ -56,6 +56,10 @@ class Engine(ABC):
         """Whether a container of this name exists, running or not; raises `EngineUnavailable`."""
 
     @abstractmethod
+    def container_pid(self, name: str) -> Optional[int]:
+        """The process number of a running container's first process, None when it does not run; `EngineUnavailable`."""
+
+    @abstractmethod
     def remove_container(self, name: str) -> None:
         """Remove a container, running or not; raises `EngineError`."""
 
@@ -103,6 +107,11 @@ class DockerEngine(Engine):
 
     def container_exists(self, name: str) -> bool:
         return self._docker("container", "inspect", "--format={{.Id}}", name).rc == 0
+
+    def container_pid(self, name: str) -> Optional[int]:
+        done = self._docker("container", "inspect", "--format={{.State.Pid}}", name)
+        number = done.stdout.strip()
+        return int(number) if done.rc == 0 and number.isdigit() and number != "0" else None
 
     def remove_container(self, name: str) -> None:
         done = self._docker("rm", "--force", "--volumes", name)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.services import files as fs
@@ -29,11 +30,17 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.engine im
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.files import FileState, OwnedFile
 from ansible_collections.fleet.inference.plugins.module_utils.services.image import explain_start
-from ansible_collections.fleet.inference.plugins.module_utils.services.spec import LOCK_WAIT_SECONDS, Mount, ServiceSpec
+from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
+    GPU_READY_UNIT,
+    LOCK_WAIT_SECONDS,
+    Mount,
+    ServiceSpec,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.services.systemd import Systemd, SystemdError, UnitState
 from ansible_collections.fleet.inference.plugins.module_utils.services.unit import (
     START_MARGIN_SECONDS,
     STOP_MARGIN_SECONDS,
+    render_gpu_ready,
     render_order,
 )
 
@@ -41,6 +48,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.unit impo
 SYSTEMCTL_MARGIN_SECONDS = 60
 LOCK_MARGIN_SECONDS = 300
 SHOWN_LINES = 15
+GPU_READY_REPORT = "/run/inference-fleet/gpu-ready.json"
 PULL_ALWAYS_LATER = "(known after the pull)"
 
 
@@ -194,7 +202,7 @@ class ServiceManager:
 
     def _observe(self) -> Observed:
         spec = self.spec
-        paths = {spec.unit_path, spec.order_path, spec.program_path, *fs.plain_files(spec.directory)}
+        paths = {spec.unit_path, *spec.drop_ins, spec.program_path, *fs.plain_files(spec.directory)}
         names = ("service.env", "readiness.json", "service.json", "applied.json", *(item.name for item in spec.files))
         paths.update(spec.file_path(name) for name in names)
         files = {path: fs.read_file(path) for path in sorted(paths)}
@@ -256,6 +264,8 @@ class ServiceManager:
         desired.append(owned(spec.unit_path, self.engine.unit(spec), 0o644, restarts=True))
         if spec.start_after:
             desired.append(owned(spec.order_path, render_order(spec), 0o644))
+        if spec.uses_gpus and os.path.exists(os.path.join(spec.paths.unit_dir, GPU_READY_UNIT)):
+            desired.append(owned(spec.gpu_ready_path, render_gpu_ready(), 0o644))
         desired.append(owned(spec.file_path("service.json"), spec.to_json(image_id), 0o644, late=True))
         return desired
 
@@ -286,7 +296,7 @@ class ServiceManager:
             plan.enable = wanted
             plan.actions.append(f"{'enable' if wanted else 'disable'} {spec.unit_name}")
         changed = {*(item.path for item in plan.writes), *plan.removals}
-        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, spec.order_path})
+        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, *spec.drop_ins})
         if plan.reload:
             plan.actions.append("daemon-reload")
         plan.run = self._needed_run(observed, desired, plan)
@@ -352,7 +362,7 @@ class ServiceManager:
             for mount in plan.folders:
                 fs.give_folder(mount.source, mount.owner_ids())
             for item in plan.writes:
-                if item.path == spec.order_path:
+                if item.path in spec.drop_ins:
                     fs.make_directory(os.path.dirname(item.path), 0o755)
                 if not item.late:
                     fs.write_file(item.path, item.state)
@@ -405,10 +415,22 @@ class ServiceManager:
             if plan.run == "stop":
                 reason = f"it could not be stopped ({error}): see `systemctl status {unit}` on the node"
             else:
-                cause = explain_start(lines) or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
+                cause = (
+                    self._gpu_cause(error)
+                    or explain_start(lines)
+                    or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
+                )
                 reason = f"it did not become ready: {cause}"
         restored = self._put_back(plan, observed)
         return self._error(f"{reason}; {restored}", lines[-SHOWN_LINES:], restored)
+
+    def _gpu_cause(self, error: SystemdError) -> str:
+        """What gpu-ready found missing, when the service was not started because of that; else empty."""
+        if "ependency" not in str(error) or not self.spec.uses_gpus:
+            return ""
+        problems = read_json(fs.read_file(GPU_READY_REPORT)).get("problems")
+        told = "; ".join(str(problem) for problem in problems) if isinstance(problems, list) else ""
+        return f"the node's GPUs can't be used ({told or f'see `systemctl status {GPU_READY_UNIT}` on the node'})"
 
     def _put_back(self, plan: Plan, observed: Observed) -> str:
         """Return to the observed files, enablement, image and running state; gives the clause that says how it went."""
@@ -480,7 +502,7 @@ class ServiceManager:
     def _remove_file(self, path: str) -> None:
         """Remove a file; with the drop-in goes its folder, unless somebody else has one there."""
         fs.remove_file(path)
-        if path == self.spec.order_path:
+        if path in self.spec.drop_ins:
             self._remove_empty([os.path.dirname(path)])
 
     @staticmethod
@@ -558,8 +580,9 @@ class ServiceManager:
             steps.append((f"stop {spec.unit_name}", lambda: self.systemd.stop(spec.unit_name, self._stop_timeout())))
         if observed.enabled:
             steps.append((f"disable {spec.unit_name}", lambda: self.systemd.disable(spec.unit_name)))
-        if observed.files[spec.order_path] is not None:
-            steps.append((f"remove {spec.order_path}", lambda: self._remove_file(spec.order_path)))
+        for path in spec.drop_ins:
+            if observed.files[path] is not None:
+                steps.append((f"remove {path}", partial(self._remove_file, path)))
         if observed.installed:
             steps.append((f"remove {spec.unit_path}", lambda: fs.remove_file(spec.unit_path)))
             steps.append(("daemon-reload", self.systemd.daemon_reload))

@@ -23,6 +23,10 @@ ENV_LINE_BYTES = 64 * 1024 - 1
 RUN_ROOT = "/run/inference-fleet"
 #: How long a service may wait until no other one starts on its GPUs, in seconds.
 LOCK_WAIT_SECONDS = 3600
+#: The unit that says whether the node's GPUs can be used; the role gpu_ready installs it.
+GPU_READY_UNIT = "gpu-ready.service"
+#: Devices that CUDA and ROCm need; what has only /dev/dri uses Vulkan.
+COMPUTE_DEVICES = ("nvidia.com/", "amd.com/", "/dev/nvidia", "/dev/kfd")
 # A shorter secret would be found in a unit by chance.
 SECRET_SEARCH_CHARACTERS = 8
 
@@ -168,6 +172,21 @@ class ServiceSpec:
     def order_path(self) -> str:
         """The drop-in with the order of starts: a file of its own, so that a new neighbour restarts nobody."""
         return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "start-order.conf")
+
+    @property
+    def gpu_ready_path(self) -> str:
+        """The drop-in of the unit that makes it wait for the GPUs."""
+        return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "gpu-ready.conf")
+
+    @property
+    def drop_ins(self) -> Tuple[str, ...]:
+        """Every drop-in that the unit may have."""
+        return (self.order_path, self.gpu_ready_path)
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether the container gets a GPU for CUDA or ROCm."""
+        return any(device.startswith(COMPUTE_DEVICES) for device in self.devices)
 
     @property
     def start_locks(self) -> Tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import FrozenSet, Iterable, List
 
 from ansible_collections.fleet.inference.plugins.module_utils.services.readiness import WHEN_OPEN
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
+    GPU_READY_UNIT,
     LOCK_WAIT_SECONDS,
     RUN_ROOT,
     SECRET_SEARCH_CHARACTERS,
@@ -192,6 +193,19 @@ def render_order(spec: ServiceSpec) -> str:
             "# Written by fleet.inference.container_service: the order in which services of this node start.",
             "[Unit]",
             f"After={' '.join(_unique(spec.start_after))}",
+            "",
+        ]
+    )
+
+
+def render_gpu_ready() -> str:
+    """The text of the drop-in by which a service with GPUs waits for them: a file of its own, so no restart."""
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: this service has GPUs.",
+            "[Unit]",
+            f"Requires={GPU_READY_UNIT}",
+            f"After={GPU_READY_UNIT}",
             "",
         ]
     )

@@ -20,13 +20,16 @@ def service(name: str = "llamacpp", **changes: Any) -> dict[str, Any]:
     }
 
 
-def fragment(node: str, address: str, *services: dict[str, Any], drained: bool = False) -> dict[str, Any]:
+def fragment(
+    node: str, address: str, *services: dict[str, Any], drained: bool = False, restarting: bool = False
+) -> dict[str, Any]:
     """Return a fragment; one llama.cpp service when none is given."""
     return {
         "schema_version": 1,
         "node": node,
         "address": address,
         "drained": drained,
+        "restarting": restarting,
         "services": list(services or (service(),)),
     }
 

@@ -18,6 +18,11 @@ def test_two_nodes_of_one_model_are_one_pool() -> None:
     ]
 
 
+def test_a_node_that_restarts_gets_no_new_requests() -> None:
+    (pool,) = pools([fragment("gpu-01", "10.0.0.11", restarting=True), fragment("gpu-02", "10.0.0.12")])
+    assert [server["drained"] for server in pool["servers"]] == [True, False]
+
+
 def test_no_fragment_is_no_pool() -> None:
     assert pools([]) == []
 

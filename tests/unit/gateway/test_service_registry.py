@@ -49,6 +49,33 @@ def test_one_node_keeps_every_other(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [item["services"][0]["port"] for item in result["fragments"]] == [8005, 8010]
 
 
+def test_a_node_restarts_until_it_is_published_or_said_to_be_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def restarting(**given: Any) -> list[bool]:
+        return [item["restarting"] for item in call(capsys, tmp_path, **given)["fragments"]]
+
+    nodes = [fragment("gpu-01", "10.0.0.11"), fragment("gpu-02", "10.0.0.12")]
+    assert restarting(fragments=nodes) == [False, False]
+    assert restarting(restarting={"gpu-01": True, "gpu-02": True, "unknown": True}) == [True, True]
+    assert restarting() == [True, True]
+    assert restarting(restarting={"gpu-01": False}) == [False, True]
+    assert restarting(fragments=nodes[1:]) == [False, False]
+
+
+def test_the_end_of_a_restart_brings_no_drained_node_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, tmp_path, fragments=[fragment("gpu-01", "10.0.0.11", drained=True)])
+    call(capsys, tmp_path, restarting={"gpu-01": True})
+    result = call(capsys, tmp_path, restarting={"gpu-01": False})
+    assert [(item["drained"], item["restarting"]) for item in result["fragments"]] == [(True, False)]
+
+
+def test_restarting_is_true_or_false(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, tmp_path, restarting={"gpu-01": "soon"})["msg"] == (
+        "restarting has 'soon' for the node gpu-01; use true or false."
+    )
+
+
 def test_a_drained_node_stays_drained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(capsys, tmp_path, fragments=[fragment("gpu-01", "10.0.0.11", drained=True)])
     result = call(capsys, tmp_path, fragments=[fragment("gpu-01", "10.0.0.99", drained=False)])

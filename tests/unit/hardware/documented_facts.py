@@ -26,7 +26,10 @@ CERTAIN = {
     *("devices.unified_memory", "devices.integrated", "devices.usable", "devices.mig", "devices.mig.instances"),
     *("devices.ecc", "devices.power", "devices.pcie", "devices.links", "cpu", "cpu.flags", "os", "os.wsl", "cgroup"),
     *("cgroup.controllers", "network", "network.addresses", "listening", "groups", "storage", "storage.path"),
-    *("runtime", "runtime.cdi", "runtime.cdi.specs", "runtime.cdi.devices", "services"),
+    *("runtime", "runtime.cdi", "runtime.cdi.specs", "runtime.cdi.devices", "services", "boot", "boot.kernels"),
+    *("boot.kernels.release", "boot.kernels.image", "boot.kernels.headers", "boot.kernels.initramfs"),
+    *("boot.kernels.initramfs_stale", "boot.kernels.modules", "boot.command_line", "boot.loaded", "boot.blacklisted"),
+    *("boot.free_bytes", "files", "units", "gpu_ready.ready", "gpu_ready.problems", "gpu_ready.expected"),
     *("measurements", "measurements.backend", "measurements.model", "measurements.measured_at"),
 }
 

@@ -1,0 +1,153 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# SPDX-License-Identifier: Apache-2.0
+"""Wait until nobody is connected to a node's services any more."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_idle
+short_description: Wait until the requests of a node's services are answered
+version_added: 0.1.0
+description:
+  - Runs on a node that gets no new requests any more. A request holds its connection until the last token of its answer
+    is out, so the module waits until no client is connected to the services.
+  - Changes nothing. Services that do not run are idle.
+options:
+  services:
+    description: Names of services of M(fleet.inference.container_service), all that are installed when not given.
+    type: list
+    elements: str
+  timeout_seconds:
+    description: How long to wait.
+    type: float
+    default: 300
+  engine:
+    description: The container engine.
+    type: str
+    choices: [docker]
+    default: docker
+  config_root:
+    description: Root of the services' configuration.
+    type: path
+    default: /etc/inference-fleet
+attributes:
+  check_mode:
+    description: Does not wait, and tells what is connected now.
+    support: full
+  diff_mode:
+    description: Nothing is changed.
+    support: none
+  idempotent:
+    description: Nothing is changed.
+    support: full
+author:
+  - Inference Fleet contributors (@inference-fleet)
+"""
+
+EXAMPLES = r"""
+- name: Let running requests finish
+  fleet.inference.service_idle:
+    timeout_seconds: 600
+"""
+
+RETURN = r"""
+busy:
+  description: Connections by service, of those to which clients are still connected.
+  returned: success
+  type: dict
+  sample: {vllm: 3}
+waited_seconds:
+  description: How long it took.
+  returned: success
+  type: float
+"""
+
+import json
+import os
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.fleet.inference.plugins.module_utils.services.connections import clients, wait_until_idle
+from ansible_collections.fleet.inference.plugins.module_utils.services.engine import (
+    DockerEngine,
+    EngineError,
+    cgroup_controllers,
+)
+from ansible_collections.fleet.inference.plugins.module_utils.services.runner import Runner
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        # The service has just ended.
+        return ""
+
+
+def _port(config_root: str, service: str) -> Optional[int]:
+    """Return the port on which a service is published, as its service.json says."""
+    try:
+        port = json.loads(_text(os.path.join(config_root, "services", service, "service.json"))).get("port")
+    except (AttributeError, ValueError):
+        return None
+    return port if isinstance(port, int) else None
+
+
+def _installed(config_root: str) -> List[str]:
+    folder = os.path.join(config_root, "services")
+    if not os.path.isdir(folder):
+        return []
+    return sorted(name for name in os.listdir(folder) if os.path.exists(os.path.join(folder, name, "service.json")))
+
+
+def _network(process: str) -> Optional[str]:
+    try:
+        return os.readlink(os.path.join(process, "ns", "net"))
+    except OSError:
+        return None
+
+
+def counter(pid_of: Callable[[str], Optional[int]], config_root: str, proc: str = "/proc") -> Callable[[str], int]:
+    """Return what counts the connections of a service's clients; ``pid_of`` knows the process of a container."""
+
+    def count(service: str) -> int:
+        pid = pid_of(f"inference-{service}")
+        if pid is None:
+            return 0
+        process = os.path.join(proc, str(pid))
+        shared = _network(process) == _network(os.path.join(proc, "self"))
+        tables = [_text(os.path.join(process, "net", table)) for table in ("tcp", "tcp6")]
+        return clients(tables, _port(config_root, service) if shared else None)
+
+    return count
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "services": {"type": "list", "elements": "str"},
+            "timeout_seconds": {"type": "float", "default": 300},
+            "engine": {"type": "str", "choices": ["docker"], "default": "docker"},
+            "config_root": {"type": "path", "default": "/etc/inference-fleet"},
+        },
+        supports_check_mode=True,
+    )
+    options: Dict[str, Any] = module.params
+    names = options["services"]
+    if names is None:
+        names = _installed(options["config_root"])
+    count = counter(DockerEngine(Runner(), cgroup_controllers()).container_pid, options["config_root"])
+    started = time.monotonic()
+    try:
+        busy = wait_until_idle(count, names, 0 if module.check_mode else options["timeout_seconds"]) if names else {}
+    except EngineError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, busy=busy, waited_seconds=round(time.monotonic() - started, 1))
+
+
+if __name__ == "__main__":
+    main()
