@@ -17,6 +17,10 @@ description:
     module fails with the last lines of the journal. A service that was new is removed again.
   - Its files are in C(/etc/inference-fleet/services/<name>), its unit is
     C(/etc/systemd/system/inference-<name>.service).
+  - All services of a machine belong to C(inference-fleet.target), which starts them at boot; C(systemctl stop),
+    C(start) and C(restart) of it reach all that are enabled. It goes with the last service.
+  - A service that ends is started again after 2, 4, 8 and 15 seconds with systemd 254 or later, after 5 seconds each
+    time with an earlier one; the fifth start within the start limit is the last one.
   - Without O(image) only the running state of an installed service is managed.
 requirements:
   - Python 3.8 or later, systemd 247 or later and Docker Engine 20.10 or later on the node
@@ -60,6 +64,11 @@ options:
   model:
     description: Name of the served model for C(service.json).
     type: str
+  models:
+    description: Names of all served models for C(service.json), O(model) first, where there are several.
+    type: list
+    elements: str
+    default: []
   units:
     description:
       - Identities of the GPUs, MIG instances or partitions that the service runs on, none for the host's memory alone,
@@ -273,6 +282,17 @@ options:
       model:
         description: Model that must be listed, any when left out.
         type: str
+      further_models:
+        description: Models that must be listed beside O(readiness.model).
+        type: list
+        elements: str
+        default: []
+      further_answer:
+        description:
+          - Whether O(readiness.further_models) too must answer O(readiness.generate_path), with their names as C(model)
+            of O(readiness.generate_body), and be in GPU memory as O(readiness.gpu_path) says.
+        type: bool
+        default: false
       generate_path:
         description: Path that generates text. Not asked when left out.
         type: str
@@ -429,6 +449,8 @@ READINESS = {
     "health_status": {"type": "int", "default": 200},
     "models_path": {"type": "str"},
     "model": {"type": "str"},
+    "further_models": {"type": "list", "elements": "str", "default": []},
+    "further_answer": {"type": "bool", "default": False},
     "generate_path": {"type": "str"},
     "generate_body": {"type": "dict"},
     "gpu_path": {"type": "str"},
@@ -454,6 +476,7 @@ ARGUMENTS = {
     "description": {"type": "str"},
     "backend": {"type": "str"},
     "model": {"type": "str"},
+    "models": strings(),
     "units": {"type": "list", "elements": "str"},
     "image": {"type": "str"},
     "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},

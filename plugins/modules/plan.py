@@ -124,8 +124,15 @@ plan:
           type: str
           returned: always
         model:
-          description: Public name of the model.
+          description: Public name of the model, of several the first.
           type: str
+          returned: always
+        models:
+          description: >-
+            All models that it serves, its own first - name, quantization, context_length and parallel (what requests to
+            this model get), model_file and model_source.
+          type: list
+          elements: dict
           returned: always
         tier:
           description: The node's tier.

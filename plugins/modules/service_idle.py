@@ -73,6 +73,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.connectio
 from ansible_collections.fleet.inference.plugins.module_utils.services.engine import (
     DockerEngine,
     EngineError,
+    EngineUnavailable,
     cgroup_controllers,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.runner import Runner
@@ -144,6 +145,9 @@ def main() -> None:
     started = time.monotonic()
     try:
         busy = wait_until_idle(count, names, 0 if module.check_mode else options["timeout_seconds"]) if names else {}
+    except EngineUnavailable:
+        # A service runs only as long as its unit is connected to the engine.
+        busy = {}
     except EngineError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, busy=busy, waited_seconds=round(time.monotonic() - started, 1))

@@ -136,6 +136,7 @@ def service_options(
         )
     service = services[name]
     kind = CONTAINERS[service["backend"]]
+    models = [model["name"] for model in service["models"]]
     env = {"HOME": "/tmp"}  # noqa: S108 - a tmpfs of the container's own
     mounts = _models_mounts(service, kind, models_path)
     if kind.keeps or service["units"]:
@@ -152,14 +153,15 @@ def service_options(
         env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
     return {
         "name": name,
-        "description": f"{kind.title} serving {service['model']}",
+        "description": f"{kind.title} serving {', '.join(models)}",
         "backend": service["backend"],
         "model": service["model"],
+        "models": models if len(models) > 1 else [],
         "units": [unit["identity"] for unit in service["units"]],
         "image": service["image"],
         "command": list(service["arguments"]),
         "env": {**env, **service["env"]},
-        "files": _ollama_model(service, plan["node"]),
+        "files": _ollama_models(service, plan["node"]),
         "mounts": mounts,
         # Compilers load what they wrote there.
         "tmpfs": ["/tmp:exec" if kind.keeps else "/tmp"],  # noqa: S108
@@ -189,24 +191,39 @@ def _models_mounts(service: Mapping[str, Any], kind: Container, models_path: str
     target = f"{MODELS_MOUNT}/{kind.models}"
     if file is None:
         return [{"source": posixpath.join(models_path, kind.models), "target": target, "read_only": True}]
-    return [{"source": file["path"], "target": f"{target}/blobs/sha256-{file['sha256']}", "read_only": True}]
+    # Two names may be of one file.
+    files = {model["model_file"]["sha256"]: model["model_file"]["path"] for model in service["models"]}
+    return [
+        {"source": path, "target": f"{target}/blobs/sha256-{checksum}", "read_only": True}
+        for checksum, path in files.items()
+    ]
 
 
-def _ollama_model(service: Mapping[str, Any], host: str) -> list[dict[str, Any]]:
-    """Return the files that make a GGUF file a model of Ollama's store, in which it lies under its checksum.
+def _ollama_models(service: Mapping[str, Any], host: str) -> list[dict[str, Any]]:
+    """Return the files that make GGUF files models of Ollama's store, in which they lie under their checksums.
 
     ``ollama create`` would write a second copy of the weights (createModel in Ollama's server/create.go). A manifest
     that names them is enough (manifest/paths.go, types/model/config.go): without a template of its own Ollama takes the
     file's.
     """
-    file, name = service["model_file"], service["model"]
-    if service["backend"] != "ollama" or file is None:
+    files: dict[str, dict[str, Any]] = {}
+    if service["backend"] != "ollama" or service["model_file"] is None:
         return []
+    for number, model in enumerate(service["models"], start=1):
+        for item in _ollama_model(model, host, "" if number == 1 else f"-{number}"):
+            # Models of one quantization have one configuration.
+            files.setdefault(item["target"], item)
+    return list(files.values())
+
+
+def _ollama_model(model: Mapping[str, Any], host: str, ending: str) -> list[dict[str, Any]]:
+    """Return manifest and configuration of one model that is a GGUF file."""
+    file = model["model_file"]
     try:
-        parts = parse_name(name)
+        parts = parse_name(model["name"])
     except StoreError as error:
         raise PlanError(f"{host}: {error}") from error
-    config = {"model_format": "gguf", "file_type": service["quantization"], "architecture": "amd64", "os": "linux"}
+    config = {"model_format": "gguf", "file_type": model["quantization"], "architecture": "amd64", "os": "linux"}
     text = json.dumps(config, sort_keys=True)
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     kinds = {
@@ -227,13 +244,13 @@ def _ollama_model(service: Mapping[str, Any], host: str) -> list[dict[str, Any]]
     # Everybody may read them, as the server in the container must.
     return [
         {
-            "name": "ollama-manifest.json",
+            "name": f"ollama-manifest{ending}.json",
             "content": json.dumps(manifest, indent=2) + "\n",
             "target": posixpath.join(store, "manifests", *parts),
             "mode": "0644",
         },
         {
-            "name": "ollama-config.json",
+            "name": f"ollama-config{ending}.json",
             "content": text,
             "target": f"{store}/blobs/sha256-{digest}",
             "mode": "0644",
@@ -283,4 +300,9 @@ def _readiness(service: Mapping[str, Any], kind: Container) -> dict[str, Any]:
         layers = service["env"].get("LLAMA_ARG_N_GPU_LAYERS")
         if service["units"] and layers != "0":
             found.update(gpu_path="/api/ps", gpu_whole=layers is None)
+        further = [model["name"] for model in service["models"][1:]]
+        if further:
+            # Where not all stay in memory, asking one unloads another.
+            together = int(service["env"]["OLLAMA_MAX_LOADED_MODELS"]) > len(further)
+            found.update(further_models=further, further_answer=together)
     return found

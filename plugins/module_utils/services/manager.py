@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import inspect
 import os
+import re
 import shutil
 import socket
 import time
@@ -33,6 +35,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.image imp
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
     GPU_READY_UNIT,
     LOCK_WAIT_SECONDS,
+    TARGET_UNIT,
     Mount,
     ServiceSpec,
 )
@@ -41,7 +44,9 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.unit impo
     START_MARGIN_SECONDS,
     STOP_MARGIN_SECONDS,
     render_gpu_ready,
+    render_lifecycle,
     render_order,
+    render_target,
 )
 
 # How long systemctl may take beyond the unit's own limits, which end first.
@@ -80,6 +85,8 @@ class Observed:
     files: Dict[str, Optional[FileState]]
     unit: UnitState
     enabled: bool
+    #: Enabled by the fleet's target and by nothing else.
+    grouped: bool
     applied: Optional[Applied]
     image_id: Optional[str]
 
@@ -102,6 +109,8 @@ class Plan:
     made: List[str] = field(default_factory=list)
     reload: bool = False
     enable: Optional[bool] = None
+    #: The fleet's target is to be enabled.
+    group: bool = False
     run: Optional[str] = None
     actions: List[str] = field(default_factory=list)
     #: The unit's running state may no longer be what it was.
@@ -154,6 +163,7 @@ class ServiceManager:
         self.port_probe = port_probe
         self.clock = clock
         self.result = Result()
+        self._unit_text = ""
         self._uid = os.geteuid()
         self._gid = os.getegid()
 
@@ -202,17 +212,20 @@ class ServiceManager:
 
     def _observe(self) -> Observed:
         spec = self.spec
-        paths = {spec.unit_path, *spec.drop_ins, spec.program_path, *fs.plain_files(spec.directory)}
+        paths = {spec.unit_path, *spec.drop_ins, spec.target_path, spec.program_path, *fs.plain_files(spec.directory)}
         names = ("service.env", "readiness.json", "service.json", "applied.json", *(item.name for item in spec.files))
         paths.update(spec.file_path(name) for name in names)
         files = {path: fs.read_file(path) for path in sorted(paths)}
+        unit_file = files[spec.unit_path]
+        self._unit_text = unit_file.content.decode("utf-8", "replace") if unit_file else ""
         return Observed(
             files=files,
             unit=self.systemd.state(spec.unit_name),
-            enabled=os.path.lexists(spec.wants_path),
+            enabled=os.path.lexists(spec.wants_path) or os.path.lexists(spec.lone_wants_path),
+            grouped=os.path.lexists(spec.wants_path) and not os.path.lexists(spec.lone_wants_path),
             applied=read_applied(files[spec.file_path("applied.json")]),
             image_id=None,
-            unit_file=files[spec.unit_path],
+            unit_file=unit_file,
         )
 
     def _ensure_image(self, observed: Observed) -> List[str]:
@@ -262,6 +275,8 @@ class ServiceManager:
         if spec.readiness:
             desired.append(owned(spec.file_path("readiness.json"), spec.readiness_json(), 0o600))
         desired.append(owned(spec.unit_path, self.engine.unit(spec), 0o644, restarts=True))
+        desired.append(owned(spec.target_path, render_target(), 0o644))
+        desired.append(owned(spec.lifecycle_path, render_lifecycle(self.systemd.version()), 0o644))
         if spec.start_after:
             desired.append(owned(spec.order_path, render_order(spec), 0o644))
         if spec.uses_gpus and os.path.exists(os.path.join(spec.paths.unit_dir, GPU_READY_UNIT)):
@@ -292,11 +307,14 @@ class ServiceManager:
         plan.removals = [path for path, found in observed.files.items() if found is not None and path not in kept]
         plan.actions += [f"remove {path}" for path in plan.removals]
         wanted = spec.state != "stopped"
-        if observed.enabled != wanted:
+        if observed.enabled != wanted or (wanted and not observed.grouped):
             plan.enable = wanted
             plan.actions.append(f"{'enable' if wanted else 'disable'} {spec.unit_name}")
+        if not os.path.lexists(spec.target_wants_path):
+            plan.group = True
+            plan.actions.append(f"enable {TARGET_UNIT}")
         changed = {*(item.path for item in plan.writes), *plan.removals}
-        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, *spec.drop_ins})
+        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, spec.target_path, *spec.drop_ins})
         if plan.reload:
             plan.actions.append("daemon-reload")
         plan.run = self._needed_run(observed, desired, plan)
@@ -383,8 +401,12 @@ class ServiceManager:
         """Enable or disable the unit, have systemd read it, and run it; the plan notes when running it began."""
         if plan.enable is not None:
             (self.systemd.enable if plan.enable else self.systemd.disable)(self.spec.unit_name)
+        if plan.group:
+            self.systemd.enable(TARGET_UNIT)
         if plan.reload:
             self.systemd.daemon_reload()
+        if (plan.group or plan.run in ("start", "restart")) and os.path.exists(self.spec.target_path):
+            self.systemd.activate(TARGET_UNIT)
         plan.touched = plan.run is not None
         self._run_unit(plan.run, observed)
 
@@ -445,9 +467,11 @@ class ServiceManager:
             steps.append(("stop", lambda: self.systemd.stop(unit, self._stop_timeout())))
         if not observed.enabled and plan.enable:
             steps.append(("disable", lambda: self.systemd.disable(unit)))
+        if observed.files[spec.target_path] is None and plan.group:
+            steps.append(("target", self._disband))
         steps.append(("files", lambda: self._restore_files(observed)))
         steps.append(("folders", lambda: self._remove_empty(plan.made)))
-        if observed.enabled and plan.enable is False:
+        if observed.enabled and plan.enable is not None:
             steps.append(("enable", lambda: self.systemd.enable(unit)))
         if moved and observed.applied and observed.applied.image_id:
             image, image_id = spec.image or "", observed.applied.image_id
@@ -572,6 +596,7 @@ class ServiceManager:
         spec = self.spec
         observed = self._observe()
         observed.files.pop(spec.program_path)
+        last = observed.files.pop(spec.target_path) is not None and not self._has_neighbours()
         container = False
         with contextlib.suppress(EngineUnavailable):
             container = self.engine.container_exists(spec.container_name)
@@ -585,6 +610,9 @@ class ServiceManager:
                 steps.append((f"remove {path}", partial(self._remove_file, path)))
         if observed.installed:
             steps.append((f"remove {spec.unit_path}", lambda: fs.remove_file(spec.unit_path)))
+        if last:
+            steps.append((f"remove {spec.target_path}", self._remove_target))
+        if observed.installed or last:
             steps.append(("daemon-reload", self.systemd.daemon_reload))
         # The unit removes its container when it stops, so a container that is running now is gone by then.
         if container:
@@ -603,6 +631,21 @@ class ServiceManager:
             if observed.installed:
                 self.systemd.reset_failed(spec.unit_name)
         return self.result
+
+    def _has_neighbours(self) -> bool:
+        """Whether other services of the machine belong to the target."""
+        mine = self.spec.lifecycle_path
+        found = glob.glob(os.path.join(self.spec.paths.unit_dir, "*.service.d", os.path.basename(mine)))
+        return any(path != mine for path in found)
+
+    def _disband(self) -> None:
+        """Stop and disable the target, to which no service belongs any more."""
+        self.systemd.stop(TARGET_UNIT, SYSTEMCTL_MARGIN_SECONDS)
+        self.systemd.disable(TARGET_UNIT)
+
+    def _remove_target(self) -> None:
+        self._disband()
+        fs.remove_file(self.spec.target_path)
 
     # -- words -----------------------------------------------------------------------------------------------------
 
@@ -677,10 +720,17 @@ class ServiceManager:
     def _start_timeout(self, deadline: float) -> float:
         """Seconds that systemctl may need to stop the old container and to start one with this readiness deadline."""
         lock = LOCK_WAIT_SECONDS if self.spec.start_locks else 0
-        return self._stop_timeout() + lock + deadline + START_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS
+        unit = max(lock + deadline + START_MARGIN_SECONDS, self._installed_limit("TimeoutStartSec"))
+        return self._stop_timeout() + unit + SYSTEMCTL_MARGIN_SECONDS
 
     def _stop_timeout(self) -> float:
-        return float(self.spec.stop_timeout_seconds + STOP_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS)
+        unit = max(self.spec.stop_timeout_seconds + STOP_MARGIN_SECONDS, self._installed_limit("TimeoutStopSec"))
+        return float(unit + SYSTEMCTL_MARGIN_SECONDS)
+
+    def _installed_limit(self, setting: str) -> int:
+        """Seconds that the installed unit gives itself, 0 without one: options may not tell, and it is what stops."""
+        found = re.search(rf"^{setting}=(\d+)$", self._unit_text, re.MULTILINE)
+        return int(found.group(1)) if found else 0
 
     def _error(self, clause: str, journal: Optional[List[str]] = None, restored: str = "") -> ServiceError:
         return ServiceError(self.spec.masked(f"{self.host}: service {self.spec.name}: {clause}"), journal, restored)

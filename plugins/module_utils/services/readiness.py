@@ -5,7 +5,8 @@ Called as `inference-ready /path/to/readiness.json` by the service's unit. Three
 all are answered or the deadline is over: does the health path answer with the wanted status; does the list of models
 have the model; does a request for one token bring one. An engine may say yes to one and no to the next while it loads,
 so each round asks from the start. An engine that says how much of the model is in GPU memory is asked that last: what
-runs on the CPU and was meant for a GPU is never ready. Ends with 0, or with 1 and one sentence: the last reason.
+runs on the CPU and was meant for a GPU is never ready. Of several models that stay in memory each is asked. Ends with
+0, or with 1 and one sentence: the last reason.
 
 Services that share a GPU start one after the other, because each takes what it finds free. The program holds a lock
 (flock) for each of the service's GPUs until the service is ready; `inference-ready --when-open GATE COMMAND…`, as which
@@ -96,27 +97,35 @@ class Probe:
         if not path:
             return
         names = model_names(self._json("GET", path, None, timeout))
-        model = self.settings.get("model")
-        if model and plain_name(model) not in map(plain_name, names):
-            listed = ", ".join(names[:5]) or "nothing"
-            raise NotYet(f"GET {path} lists {listed} and not the model {model}")
+        for model in self.models():
+            if plain_name(model) not in map(plain_name, names):
+                listed = ", ".join(names[:5]) or "nothing"
+                raise NotYet(f"GET {path} lists {listed} and not the model {model}")
         if not names:
             raise NotYet(f"GET {path} lists no model")
 
-    def check_token(self, timeout: float) -> None:
+    def models(self) -> List[str]:
+        """The models that must be listed, the service's own first; none where any will do."""
+        own = self.settings.get("model")
+        return [str(own), *(self.settings.get("further_models") or [])] if own else []
+
+    def check_token(self, timeout: float, model: Optional[str] = None) -> None:
+        """Ask for one token, of a further model when one is named."""
         path = self.settings.get("generate_path")
         if not path:
             return
-        body = json.dumps(self.settings.get("generate_body") or {}).encode("utf-8")
-        if not has_token(self._json("POST", path, body, timeout)):
-            raise NotYet(f"POST {path} answered 200 without a generated token")
+        content = dict(self.settings.get("generate_body") or {})
+        if model is not None:
+            content["model"] = model
+        if not has_token(self._json("POST", path, json.dumps(content).encode("utf-8"), timeout)):
+            of_model = f" of {model}" if model else ""
+            raise NotYet(f"POST {path} answered 200 without a generated token{of_model}")
 
-    def check_gpu(self, timeout: float) -> None:
-        """Compare size and size_vram of the loaded model (Ollama's /api/ps: equal when all layers are on GPUs)."""
+    def check_gpu(self, timeout: float, model: str) -> None:
+        """Compare size and size_vram of a loaded model (Ollama's /api/ps: equal when all layers are on GPUs)."""
         path = self.settings.get("gpu_path")
         if not path:
             return
-        model = str(self.settings.get("model") or "")
         answer = self._json("GET", path, None, timeout)
         for entry in (answer.get("models") or []) if isinstance(answer, dict) else []:
             if not isinstance(entry, dict) or plain_name(str(entry.get("name") or "")) != plain_name(model):
@@ -142,7 +151,11 @@ class Probe:
         self.check_health(timeout())
         self.check_models(timeout())
         self.check_token(timeout())
-        self.check_gpu(timeout())
+        self.check_gpu(timeout(), str(self.settings.get("model") or ""))
+        if self.settings.get("further_answer"):
+            for model in self.models()[1:]:
+                self.check_token(timeout(), model)
+                self.check_gpu(timeout(), model)
 
 
 def plain_name(model: str) -> str:

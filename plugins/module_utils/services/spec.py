@@ -7,7 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -25,6 +25,8 @@ RUN_ROOT = "/run/inference-fleet"
 LOCK_WAIT_SECONDS = 3600
 #: The unit that says whether the node's GPUs can be used; the role gpu_ready installs it.
 GPU_READY_UNIT = "gpu-ready.service"
+#: The unit that groups the services of a machine: what is done to it is done to all of them.
+TARGET_UNIT = "inference-fleet.target"
 #: Devices that CUDA and ROCm need; what has only /dev/dri uses Vulkan.
 COMPUTE_DEVICES = ("nvidia.com/", "amd.com/", "/dev/nvidia", "/dev/kfd")
 # A shorter secret would be found in a unit by chance.
@@ -97,6 +99,8 @@ class Readiness:
     health_status: int = 200
     models_path: Optional[str] = None
     model: Optional[str] = None
+    further_models: Sequence[str] = ()
+    further_answer: bool = False
     generate_path: Optional[str] = None
     generate_body: Optional[Dict[str, Any]] = None
     gpu_path: Optional[str] = None
@@ -124,6 +128,7 @@ class ServiceSpec:
     description: str = ""
     backend: str = ""
     model: str = ""
+    models: Tuple[str, ...] = ()
     units: Optional[Tuple[str, ...]] = None
     image: Optional[str] = None
     pull: str = "missing"
@@ -166,7 +171,22 @@ class ServiceSpec:
     @property
     def wants_path(self) -> str:
         """The link by which systemd knows the unit as enabled."""
+        return os.path.join(self.paths.unit_dir, f"{TARGET_UNIT}.wants", self.unit_name)
+
+    @property
+    def lone_wants_path(self) -> str:
+        """The same link for a unit that starts by itself and not with the target: as the unit says without drop-ins."""
         return os.path.join(self.paths.unit_dir, "multi-user.target.wants", self.unit_name)
+
+    @property
+    def target_path(self) -> str:
+        """The target that groups this service with the others of the machine."""
+        return os.path.join(self.paths.unit_dir, TARGET_UNIT)
+
+    @property
+    def target_wants_path(self) -> str:
+        """The link by which systemd knows the target as enabled."""
+        return os.path.join(self.paths.unit_dir, "multi-user.target.wants", TARGET_UNIT)
 
     @property
     def order_path(self) -> str:
@@ -179,9 +199,14 @@ class ServiceSpec:
         return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "gpu-ready.conf")
 
     @property
+    def lifecycle_path(self) -> str:
+        """The drop-in of the unit that says with whom it starts and stops, and how soon it starts again."""
+        return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "lifecycle.conf")
+
+    @property
     def drop_ins(self) -> Tuple[str, ...]:
         """Every drop-in that the unit may have."""
-        return (self.order_path, self.gpu_ready_path)
+        return (self.order_path, self.gpu_ready_path, self.lifecycle_path)
 
     @property
     def uses_gpus(self) -> bool:
@@ -220,6 +245,9 @@ class ServiceSpec:
     def readiness_json(self) -> str:
         """The text of readiness.json; it names the variable that holds a key, never the key."""
         settings = dict(self.readiness.__dict__) if self.readiness else {}
+        if not settings.get("further_models"):
+            settings.pop("further_models", None)
+            settings.pop("further_answer", None)
         if self.start_locks:
             settings["locks"] = list(self.start_locks)
             settings["lock_timeout_seconds"] = LOCK_WAIT_SECONDS
@@ -256,6 +284,8 @@ class ServiceSpec:
         }
         if self.units is not None:
             record["units"] = list(self.units)
+        if self.models:
+            record["models"] = list(self.models)
         return json.dumps(record, indent=2) + "\n"
 
     def env_text(self) -> str:
@@ -284,6 +314,7 @@ class ServiceSpec:
             description=params.get("description") or "",
             backend=params.get("backend") or "",
             model=params.get("model") or "",
+            models=strings("models"),
             units=None if params.get("units") is None else strings("units"),
             image=params.get("image") or None,
             pull=params.get("pull") or "missing",
@@ -404,6 +435,8 @@ class ServiceSpec:
             path = getattr(readiness, option)
             if path is not None and not path.startswith("/"):
                 raise SpecError(f"readiness.{option} is {path!r}, which must begin with a slash")
+        if readiness.further_models and not (readiness.model and readiness.models_path):
+            raise SpecError("readiness.further_models must come with readiness.model and readiness.models_path")
         if readiness.gpu_path is not None and not (readiness.model and readiness.generate_path):
             raise SpecError("readiness.gpu_path must come with readiness.model and readiness.generate_path")
         known = set(self.env) | set(self.secret_env)

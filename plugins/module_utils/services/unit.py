@@ -13,6 +13,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.spec impo
     LOCK_WAIT_SECONDS,
     RUN_ROOT,
     SECRET_SEARCH_CHARACTERS,
+    TARGET_UNIT,
     ServiceSpec,
     SpecError,
 )
@@ -23,6 +24,8 @@ START_LIMIT_BURST = 5
 # What pulling up a container costs beyond the readiness deadline: removing a leftover, create, start.
 START_MARGIN_SECONDS = 60
 STOP_MARGIN_SECONDS = 30
+#: The first systemd that lets the pause before a restart grow (its NEWS file; RestartSteps= in systemd.service(5)).
+GROWING_PAUSES = 254
 SHORT_LINE_WORDS = 6
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
@@ -206,6 +209,47 @@ def render_gpu_ready() -> str:
             "[Unit]",
             f"Requires={GPU_READY_UNIT}",
             f"After={GPU_READY_UNIT}",
+            "",
+        ]
+    )
+
+
+def render_lifecycle(systemd_version: int) -> str:
+    """The text of the drop-in that joins a service to the fleet's target and says how soon it is restarted.
+
+    A file of its own, so that another systemd or another pause restarts nothing. A service that ends is back soon the
+    first time; one that goes on ending gives the GPU, or whatever it lacks, a little more time at each attempt: 2, 4, 8
+    and 15 seconds until the start limit ends it. An older systemd pauses 5 seconds each time.
+    """
+    growing = ["RestartSec=2", "RestartSteps=4", "RestartMaxDelaySec=30"]
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: with whom the service starts and stops, how it restarts.",
+            "[Unit]",
+            f"PartOf={TARGET_UNIT}",
+            "",
+            "[Service]",
+            *(growing if systemd_version >= GROWING_PAUSES else ["RestartSec=5"]),
+            "",
+            "[Install]",
+            "# In place of what the unit says: the target starts it.",
+            "WantedBy=",
+            f"WantedBy={TARGET_UNIT}",
+            "",
+        ]
+    )
+
+
+def render_target() -> str:
+    """The text of the target that groups all services of a machine."""
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: start, stop and restart reach all services that it wants.",
+            "[Unit]",
+            "Description=Inference services of this machine",
+            "",
+            "[Install]",
+            "WantedBy=multi-user.target",
             "",
         ]
     )

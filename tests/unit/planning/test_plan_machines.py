@@ -83,6 +83,16 @@ def test_cpu_node_whole_plan():
                 "name": "llamacpp",
                 "backend": "llamacpp",
                 "model": "smollm2-135m-instruct",
+                "models": [
+                    {
+                        "name": "smollm2-135m-instruct",
+                        "quantization": "Q4_1",
+                        "context_length": 8192,
+                        "parallel": 4,
+                        "model_file": model_file,
+                        "model_source": {"file": "SmolLM2-135M-Instruct.Q4_1.gguf", "size_bytes": 98362432},
+                    }
+                ],
                 "tier": "cpu",
                 "variant": "cpu",
                 "image": "ghcr.io/ggml-org/llama.cpp:server-b11669",

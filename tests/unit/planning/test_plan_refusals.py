@@ -102,8 +102,8 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"inference_services": [{**SMALL, "contxt_length": 1}]},
         "service llamacpp in inference_services has the unknown key 'contxt_length'; did you mean "
         "context_length? known: backend, context_length, gpu_layers, gpus, kv_cache_type, "
-        "max_batched_tokens, max_requests, memory_share, model, name, parallel, port, quantization, "
-        "tensor_parallel_size",
+        "max_batched_tokens, max_loaded_models, max_requests, memory_share, model, models, name, parallel, port, "
+        "quantization, tensor_parallel_size",
     ),
     (
         CPU,

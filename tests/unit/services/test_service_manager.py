@@ -16,6 +16,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.manager i
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import SpecError
 
 UNIT = "inference-llamacpp.service"
+TARGET = "inference-fleet.target"
 CANARY = "canary-key-0001"
 IMAGE = "10.1.2.3:5000/ggml-org/llama.cpp:server-b1"
 
@@ -38,8 +39,11 @@ def test_first_install(node, options):
         f"write {directory}/extra.json",
         f"write {directory}/readiness.json",
         f"write {node.unit}",
+        f"write {node.units}/inference-fleet.target",
+        f"write {node.units}/{UNIT}.d/lifecycle.conf",
         f"write {directory}/service.json",
         f"enable {UNIT}",
+        "enable inference-fleet.target",
         "daemon-reload",
         f"start {UNIT}",
     ]
@@ -66,7 +70,7 @@ def test_second_run_changes_nothing_and_is_cheap(node, options):
     assert (result.changed, result.actions, result.ready_seconds) == (False, [], None)
     assert result.diff["before"] == result.diff["after"]
     assert node.snapshot() == before
-    assert len(node.calls) == 2
+    assert len(node.calls) == 3
 
 
 def test_env_change_restarts_once(node, options):
@@ -132,7 +136,7 @@ def test_a_new_neighbour_restarts_nobody(node, options):
     assert not node.apply(options(start_after=["inference-vllm.service"])).changed
     result = node.apply(options())
     assert result.actions == [f"remove {order}", "daemon-reload"]
-    assert not order.parent.exists()
+    assert [path.name for path in order.parent.iterdir()] == ["lifecycle.conf"]
     assert node.verbs("restart", "start", "stop") == []
 
 
@@ -362,7 +366,7 @@ def test_first_install_that_fails_leaves_nothing(node, options):
         node.apply(options())
     assert node.snapshot() == {}
     assert not node.directory.exists()
-    assert list((node.units / "multi-user.target.wants").iterdir()) == []
+    assert node.links(UNIT) == node.links(TARGET) == []
     assert node.active[UNIT] == "inactive"
     assert UNIT not in node.loaded
 
@@ -381,7 +385,7 @@ def test_stopped_service_that_does_not_start_stays_stopped(node, options):
     with pytest.raises(ServiceError, match="it is stopped, as it was before"):
         node.apply(options())
     assert node.active[UNIT] == "inactive"
-    assert not (node.units / "multi-user.target.wants" / UNIT).exists()
+    assert node.links(UNIT) == []
 
 
 def test_full_disk_before_the_restart_keeps_it_serving(node, options, monkeypatch):
@@ -505,12 +509,15 @@ def test_absent(node, options):
     assert result.actions == [
         f"stop {UNIT}",
         f"disable {UNIT}",
+        f"remove {node.units}/{UNIT}.d/lifecycle.conf",
         f"remove {node.unit}",
+        f"remove {node.units}/inference-fleet.target",
         "daemon-reload",
         "remove container inference-llamacpp",
         f"remove {node.directory}",
     ]
     assert not node.directory.exists() and not node.unit.exists()
+    assert node.links(TARGET) == [] and node.active[TARGET] == "inactive"
     assert node.images == {IMAGE: "sha256:one"}
     assert not node.apply({**options(), "state": "absent"}).changed
 

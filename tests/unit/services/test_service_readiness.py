@@ -139,6 +139,41 @@ def test_a_hanging_engine_does_not_outlast_the_deadline(engine):
     assert time.monotonic() - began < 1.2
 
 
+def several(engine, **changes):
+    """Settings for a service of three models, as Ollama names them."""
+    models = ["one", "two:latest", "three"]
+    engine.answers["/v1/models"] = (200, {"models": [{"name": name} for name in models]})
+    return engine.settings(model="one", further_models=["two", "three"], **changes)
+
+
+def asked_for(engine):
+    return [json.loads(body)["model"] for method, _path, body in engine.seen if method == "POST"]
+
+
+def test_all_models_are_listed_and_each_that_stays_in_memory_answers(engine):
+    body = {"model": "one", "max_tokens": 1}
+    assert readiness.wait(several(engine, further_answer=True, generate_body=body))[0]
+    assert asked_for(engine) == ["one", "two", "three"]
+    engine.seen.clear()
+    assert readiness.wait(several(engine, further_answer=False, generate_body=body))[0]
+    assert asked_for(engine) == ["one"]
+
+
+def test_a_further_model_that_is_not_there_is_told(engine):
+    settings = several(engine)
+    engine.answers["/v1/models"] = (200, {"models": [{"name": "one"}, {"name": "two"}]})
+    ready, sentence = readiness.wait(settings)
+    assert not ready and sentence.endswith("GET /v1/models lists one, two and not the model three")
+
+
+def test_a_further_model_on_the_cpu_is_not_what_was_planned(engine):
+    rows = [{"name": name, "size": 100, "size_vram": there} for name, there in (("one", 100), ("two", 0))]
+    engine.answers["/api/ps"] = (200, {"models": rows})
+    settings = several(engine, further_answer=True, gpu_path="/api/ps", timeout_seconds=5)
+    ready, sentence = readiness.wait(settings)
+    assert not ready and sentence.startswith("two runs on the CPU and is planned on a GPU")
+
+
 def test_questions_that_are_not_set_are_not_asked(engine):
     assert readiness.wait(engine.settings(models_path=None, generate_path=None, health_path="/health"))[0]
     assert len(engine.seen) == 1

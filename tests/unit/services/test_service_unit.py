@@ -349,6 +349,10 @@ def test_references(text, parts):
         ({"mounts": [{"source": "/a", "target": "/m", "owner": "me", "read_only": False}]}, "owner 'me' for /a"),
         ({"mounts": [{"source": "/a", "target": "/m", "owner": "1:1"}]}, "read_only must be false"),
         ({"readiness": {"host": "h", "port": 1, "timeout_seconds": 1, "gpu_path": "/api/ps"}}, "readiness.model"),
+        (
+            {"readiness": {"host": "h", "port": 1, "timeout_seconds": 1, "model": "m", "further_models": ["n"]}},
+            "readiness.models_path",
+        ),
         ({"pids_limit": 0}, "above 0"),
         ({"readiness": {"host": "h", "port": 1, "timeout_seconds": 0}}, "positive number"),
         ({"readiness": {"host": "h", "port": 1, "timeout_seconds": 1, "bearer_env": "K"}}, "names K"),
