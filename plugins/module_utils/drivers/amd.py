@@ -109,6 +109,7 @@ class _Planner:
         self.next = common.next_kernel(facts)
         self.module = common.module_of(facts, self.next, "amdgpu")
         self.decisions: list[str] = []
+        self.source = self._source()
 
     def plan(self) -> dict[str, Any]:
         absent = self.wish["rocm_state"] == "absent"
@@ -119,8 +120,10 @@ class _Planner:
             return self._result(needed=False)
         if absent:
             result = self._removal()
-        elif self.wish["rocm_source"] == "vendor":
+        elif self.source == "vendor":
             result = self._vendor()
+        elif self.source is None:
+            result = self._left_alone()
         else:
             result = self._inbox()
         self._kernel_parameters(result, parameters)
@@ -129,6 +132,22 @@ class _Planner:
         return result
 
     # What is there, and what is wanted
+
+    def _source(self) -> str | None:
+        """Return whose amdgpu is wanted, None where AMD's is there and works, and nobody asks for one."""
+        wished = str(self.wish["rocm_source"])
+        if wished != "auto":
+            return wished
+        works = (self.facts.get("driver") or {}).get("amdgpu_version") is not None
+        return None if works and self._vendor_packages() else "inbox"
+
+    def _left_alone(self) -> dict[str, Any]:
+        result = self._result(needed=False)
+        loaded = self.facts["driver"]["amdgpu_version"]
+        self.decisions.append(
+            f"AMD's amdgpu {loaded} is installed and works, so it stays as it is; set rocm_source to have it managed"
+        )
+        return result
 
     def _why_not_needed(self) -> str:
         others = sorted({str(device.get("architecture")) for device in common.devices_of(self.facts, "amd")})
@@ -164,7 +183,7 @@ class _Planner:
         return {
             "needed": needed,
             "state": self.wish["rocm_state"],
-            "source": self.wish["rocm_source"],
+            "source": self.source,
             "line": None,
             "driver_release": None,
             "kernel": self.next,
@@ -226,14 +245,14 @@ class _Planner:
             return [extra.format(release=self.next)]
         instead = entry.get("kernel_package")
         self.refusals.add(
-            f"rocm_source is 'inbox' but the kernel {self.next} has no amdgpu driver; install "
+            f"rocm_source is {self.wish['rocm_source']!r} but the kernel {self.next} has no amdgpu driver; install "
             + (f"{instead} and remove the kernel without it" if instead else "a kernel that has one")
         )
         return []
 
     def _check_inbox_kernel(self) -> None:
-        if not self.debian:
-            # RHEL's kernel has the drivers of a much newer one than its number says.
+        # RHEL's kernel has the drivers of a much newer one than its number says, and what works needs no table.
+        if not self.debian or all(device.get("usable") for device in self.devices):
             return
         there = kernel_number(self.next)
         least: dict[str, str] = self.table["inbox"]["minimum_kernel"]
@@ -241,8 +260,9 @@ class _Planner:
             needed = least.get(target)
             if needed and there < kernel_number(needed):
                 self.refusals.add(
-                    f"rocm_source is 'inbox' but amdgpu of the kernel {self.next} does not know {target}, which needs "
-                    f"{needed} or later; install a newer kernel of the distribution, or set rocm_source to 'vendor'"
+                    f"rocm_source is {self.wish['rocm_source']!r} but amdgpu of the kernel {self.next} does not know "
+                    f"{target}, which needs {needed} or later; install a newer kernel of the distribution, or set "
+                    "rocm_source to 'vendor'"
                 )
 
     def _leave_vendor(self, result: dict[str, Any]) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 from ansible_collections.fleet.inference.plugins.module_utils.drivers import common
 from ansible_collections.fleet.inference.plugins.module_utils.drivers import nvidia_packages as packaging
 from ansible_collections.fleet.inference.plugins.module_utils.drivers.common import DriverError, Facts, Refusals
-from ansible_collections.fleet.inference.plugins.module_utils.drivers.nvidia_choice import Case, Wish, choose
+from ansible_collections.fleet.inference.plugins.module_utils.drivers.nvidia_choice import (
+    Case,
+    Wish,
+    choose,
+    is_somebody_elses,
+)
 
 #: The role's variables that decide.
 VARIABLES = (
@@ -70,6 +75,8 @@ def plan(host: str, facts: Facts, variables: Mapping[str, Any], table: Mapping[s
         return _absent(case)
     if not gpus:
         return _result(case, needed=False, decisions=["nothing is done: this host has no NVIDIA GPU to drive"])
+    if is_somebody_elses(case):
+        return _left_alone(case)
     wish = choose(case)
     return _present(case, wish)
 
@@ -100,6 +107,25 @@ def _result(case: Case, **changes: Any) -> dict[str, Any]:
         "decisions": [],
     }
     return {**base, **changes}
+
+
+def _left_alone(case: Case) -> dict[str, Any]:
+    """Return what is done for a driver that works and is not this role's: its packages, if it has any, are held."""
+    held: dict[str, list[str]] = {"patterns": [], "missing": []}
+    if case.variables["nvidia_driver_hold"]:
+        held = packaging.held(case.facts, case.nvidia["driver_packages"])
+    version = case.facts["driver"]["kernel_module_version"]
+    return _result(
+        case,
+        needed=bool(held["missing"]),
+        version=version,
+        packages={"install": [], "remove": [], "hold": held["missing"], "held": held["patterns"], "same_version": []},
+        steps={**dict.fromkeys(_STEPS, False), "hold": bool(held["missing"])},
+        decisions=[
+            f"the driver {version} works and was not installed by this role, so it stays as it is; set "
+            "nvidia_driver_source to have it managed"
+        ],
+    )
 
 
 def _absent(case: Case) -> dict[str, Any]:

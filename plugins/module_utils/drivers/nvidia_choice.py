@@ -94,6 +94,21 @@ def packages(entry: Mapping[str, Any], branch: str, kernel_flavour: str = "") ->
     return {**found, "fabric_manager": None if manager is None else named(manager)}
 
 
+def is_somebody_elses(case: Case) -> bool:
+    """Tell whether a driver works that neither source of the table has installed, and nothing else is asked for.
+
+    Machines come with NVIDIA's installer run by hand, or in an image that the provider takes care of.
+    """
+    wishes = ("nvidia_driver_branch", "nvidia_driver_version", "nvidia_driver_flavour")
+    if case.variables["nvidia_driver_source"] != "auto" or any(case.variables[name] is not None for name in wishes):
+        return False
+    driver = case.facts["driver"]
+    works = driver.get("version") and driver.get("kernel_module_version") and not driver.get("reboot_required")
+    key = common.os_key(case.facts)
+    entries = [entries[key] for entries in case.nvidia["sources"].values() if key in entries]
+    return bool(works) and not any(_installed_branch(case, entry) for entry in entries)
+
+
 def _source(case: Case, oldest: int, newest: int | None) -> tuple[str, str]:
     """Return where the driver comes from and why. What is installed stays where it is from."""
     wanted = case.variables["nvidia_driver_source"]

@@ -141,8 +141,14 @@ def hold(case: Case, wish: Wish) -> dict[str, list[str]]:
     if wish.entry["prebuilt"]:
         # A kernel that comes without the modules that belong to it leaves the machine without a driver.
         patterns.append("linux-(image|headers)-(?!unsigned-)[a-z].*")
-    there = [name for name in common.matching(case.facts["packages"], patterns) if common.installed(case.facts, name)]
-    return {"patterns": patterns, "missing": [name for name in there if not case.facts["packages"][name]["held"]]}
+    return held(case.facts, patterns)
+
+
+def held(facts: common.Facts, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return patterns of packages to hold, and the installed ones among these that are not held."""
+    packages_there = facts["packages"] or {}
+    there = [name for name in common.matching(packages_there, patterns) if common.installed(facts, name)]
+    return {"patterns": list(patterns), "missing": [name for name in there if not packages_there[name]["held"]]}
 
 
 def refuse_conditions(case: Case, wish: Wish) -> None:

@@ -69,7 +69,7 @@ def test_nothing_runs_on_a_node_that_has_what_it_should(tmp_path: Path, name: st
 
 
 def test_bad_input_stops_before_anything_is_run(tmp_path: Path) -> None:
-    node = machine("debian 12", amd_gpu("gfx942"))
+    node = machine("debian 12", amd_gpu("gfx942", usable=False))
     done = run_play(tmp_path, role("rocm"), **NOTHING_RUNS, rocm_facts=node)
     assert done.returncode == 2
     assert "6.1.0-40-amd64 does not know gfx942, which needs 6.12 or later" in " ".join(done.stdout.split())

@@ -133,7 +133,7 @@ def test_inbox_leaves_a_node_alone_that_has_it(system: str) -> None:
     ],
 )
 def test_inbox_is_refused_where_the_kernel_does_not_know_the_gpu(system: str, target: str) -> None:
-    said = refusal(machine(system, amd_gpu(target)))
+    said = refusal(machine(system, amd_gpu(target, usable=False)))
     kernel = SYSTEMS[system][4]
     assert re.fullmatch(
         rf"gpu-07: rocm_source is 'inbox' but amdgpu of the kernel {re.escape(kernel)} does not know {target}, which "
@@ -237,6 +237,27 @@ def test_vendor_by_line_and_system(system: str, line: str) -> None:
         assert (
             f"# Key: {TABLE['amd']['vendor']['repository_key_fingerprint']}" in decision["package_files"][-1]["content"]
         )
+
+
+@pytest.mark.parametrize("system", TABLE["amd"]["vendor"]["lines"]["7.2"]["systems"])
+def test_a_working_driver_of_amd_stays_as_it_is(system: str) -> None:
+    decision = plan(converged(system), rocm_source="auto")
+    assert not decision["needed"] and steps(decision) == []
+    assert decision["decisions"][-1].startswith("AMD's amdgpu 6.16.13 is installed and works, so it stays as it is")
+    assert plan(converged(system), rocm_source="inbox")["packages"]["remove"]
+
+
+def test_without_a_driver_of_amd_the_kernels_own_is_taken() -> None:
+    facts = machine("debian 13", amd_gpu("gfx942"))
+    assert plan(facts, rocm_source="auto") == plan(facts, rocm_source="inbox")
+    broken = converged("debian 13")
+    broken["driver"]["amdgpu_version"] = None
+    assert plan(broken, rocm_source="auto") == plan(broken, rocm_source="inbox")
+
+
+def test_gpus_that_work_need_no_newer_kernel() -> None:
+    assert "does not know gfx942" in refusal(machine("debian 12", amd_gpu("gfx942", usable=False)))
+    assert plan(machine("debian 12", amd_gpu("gfx942")))["needed"]
 
 
 def test_the_default_line_is_the_newest() -> None:

@@ -374,6 +374,41 @@ def test_an_installed_driver_stays_where_it_is_from(source: str, version: str, b
     assert not any(plan["steps"].values())
 
 
+def working_by_hand(system: str = "ubuntu 24.04", **changes: Any) -> dict[str, Any]:
+    """Return a machine whose driver works and is in no package of either source."""
+    node = facts(system, gpu("hopper", driver_bound="nvidia"), **changes)
+    node["driver"].update(version="575.57.08", library_version="575.57.08", kernel_module_version="575.57.08")
+    return node
+
+
+def test_a_working_driver_of_somebody_else_stays_as_it_is() -> None:
+    plan = decide(working_by_hand(), source="auto")
+    assert not plan["needed"] and not any(plan["steps"].values()) and not plan["files"]
+    assert "the driver 575.57.08 works and was not installed by this role" in plan["decisions"][0]
+
+
+def test_its_packages_are_held() -> None:
+    node = working_by_hand()
+    node["packages"]["nvidia-driver-575"] = installed("575.57.08-0ubuntu1")
+    plan = decide(node, source="auto")
+    assert plan["packages"]["hold"] == ["nvidia-driver-575"]
+    assert [name for name, todo in plan["steps"].items() if todo] == ["hold"]
+    assert not decide(node, source="auto", hold=False)["needed"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"source": "distribution"}, {"branch": "580"}, {"flavour": "open"}, {"version": "580.95.05"}]
+)
+def test_who_asks_for_a_driver_gets_it(changes: dict[str, Any]) -> None:
+    assert decide(working_by_hand(), **{"source": "auto", **changes})["steps"]["install"]
+
+
+def test_a_driver_of_somebody_else_that_does_not_work_is_replaced() -> None:
+    node = working_by_hand()
+    node["driver"].update(reboot_required=True, reboot_reason="library and module differ")
+    assert decide(node, source="auto")["steps"]["install"]
+
+
 def test_ubuntus_names_of_another_branch_flavour_and_kind_go() -> None:
     node = facts("ubuntu 24.04", gpu("hopper"))
     there = [
