@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,10 @@ import pytest
 import yaml
 from amd_machines import ROOT, TABLE, add_packages, amd_gpu, intel_gpu, machine
 from ansible_collections.fleet.inference.plugins.module_utils.drivers import amd, vulkan
+from driver_plays import check_arguments, documented_options, module_of, run_play
 
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
 #: No interpreter is there: the first remote execution would fail.
 NOTHING_RUNS = {"inference_drivers": TABLE, "ansible_python_interpreter": "/nowhere"}
-
-
-def run_play(folder: Path, tasks: list[dict[str, Any]], **variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run tasks for the host gpu-07 on this machine."""
-    play = [{"hosts": "gpu-07", "connection": "local", "gather_facts": False, "vars": variables, "tasks": tasks}]
-    (folder / "play.yml").write_text(yaml.safe_dump(play))
-    command = [str(BIN / "ansible-playbook"), "--inventory", "gpu-07,", str(folder / "play.yml")]
-    environment = {**ENVIRONMENT, "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(folder / "facts")}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def role(name: str) -> list[dict[str, Any]]:
@@ -38,11 +26,6 @@ def role(name: str) -> list[dict[str, Any]]:
 def loaded(name: str, part: str) -> Any:
     """A file of a role."""
     return yaml.safe_load((ROOT / "roles" / name / part).read_text(encoding="utf-8"))
-
-
-def module_of(task: dict[str, Any]) -> str:
-    """The module of a task."""
-    return next(key for key in task if "." in key)
 
 
 def complete() -> dict[str, Any]:
@@ -79,18 +62,11 @@ def test_bad_input_stops_before_anything_is_run(tmp_path: Path) -> None:
 def test_tasks_give_modules_what_they_take(name: str) -> None:
     files = sorted((ROOT / "roles" / name / "tasks").glob("*.yml"))
     tasks = [task for file in files for task in loaded(name, f"tasks/{file.name}") if "block" not in task]
-    command = [str(BIN / "ansible-doc"), "--json", "--type", "module", *sorted({module_of(task) for task in tasks})]
-    found = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    documented = json.loads(found.stdout)
+    documented = documented_options(tasks)
     for task in tasks:
-        module = module_of(task)
-        options = documented[module]["doc"].get("options", {})
-        if isinstance(task[module], str) or "free-form" in str(options) or "key_value" in options:
-            continue
-        known = set(options) | {alias for option in options.values() for alias in option.get("aliases", [])}
-        assert set(task[module]) <= known, f"{module} does not take {set(task[module]) - known}"
-        required = {option for option, spec in options.items() if spec.get("required")}
-        assert required <= set(task[module]), f"{module} wants {required - set(task[module])}"
+        options = documented[module_of(task)]
+        if not (isinstance(task[module_of(task)], str) or "free-form" in str(options) or "key_value" in options):
+            check_arguments(task, options)
 
 
 def rendered(folder: Path, name: str, part: str, **variables: Any) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from driver_plays import run_play
 from nvidia_machines import ROOT, converged, facts, gpu
-from test_nvidia_role import run_play
 
 TABLE = yaml.safe_load((ROOT / "group_vars" / "all" / "drivers.yml").read_text())["inference_drivers"]
 

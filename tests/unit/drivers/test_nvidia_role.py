@@ -4,30 +4,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from driver_plays import check_arguments, documented_options, module_of, run_play
 from nvidia_machines import ROOT, converged, decide, facts, gpu, table
 
 ROLE = ROOT / "roles" / "nvidia_driver"
-BIN = Path(sys.executable).parent
-
-
-def run_play(
-    folder: Path, tasks: list[dict[str, Any]], *arguments: str, **variables: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run tasks for the host gpu-07 on this machine."""
-    play = [{"hosts": "gpu-07", "connection": "local", "gather_facts": False, "vars": variables, "tasks": tasks}]
-    (folder / "play.yml").write_text(yaml.safe_dump(play))
-    command = [str(BIN / "ansible-playbook"), "--inventory", "gpu-07,", str(folder / "play.yml"), *arguments]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    environment["ANSIBLE_CACHE_PLUGIN_CONNECTION"] = str(folder / "facts")
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 ROLE_TASK = {"ansible.builtin.import_role": {"name": "fleet.inference.nvidia_driver"}}
@@ -65,27 +51,14 @@ def tasks_of(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load((ROLE / "tasks" / name).read_text(encoding="utf-8")))
 
 
-def module_of(task: dict[str, Any]) -> str:
-    """Return the module of a task."""
-    return next(key for key in task if "." in key)
-
-
 @pytest.mark.parametrize("name", ["packages_rpm.yml", "packages.yml", "kernel.yml", "files.yml"])
 def test_tasks_give_modules_what_they_take(name: str) -> None:
-    wanted = {module_of(task): set(task[module_of(task)]) for task in tasks_of(name)}
-    command = [str(BIN / "ansible-doc"), "--json", "--type", "module", *sorted(wanted)]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    documented = json.loads(found.stdout)
-    for task in tasks_of(name):
-        module = module_of(task)
-        options = documented[module]["doc"].get("options", {})
-        if "include" in module or "free-form" in str(options):
-            continue
-        known = set(options) | {alias for option in options.values() for alias in option.get("aliases", [])}
-        assert set(task[module]) <= known, f"{module} does not take {set(task[module]) - known}"
-        required = {option for option, spec in options.items() if spec.get("required")}
-        assert required <= set(task[module]), f"{module} wants {required - set(task[module])}"
+    tasks = tasks_of(name)
+    documented = documented_options(tasks)
+    for task in tasks:
+        options = documented[module_of(task)]
+        if "include" not in module_of(task) and "free-form" not in str(options):
+            check_arguments(task, options)
 
 
 @pytest.mark.parametrize("generation", ["volta", "hopper"])

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from playbook_runs import play, write_inventory
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTS = """
@@ -36,23 +35,11 @@ all:
 
 @pytest.fixture(scope="module")
 def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inventory")
-    (folder / "hosts.yml").write_text(HOSTS)
-    (folder / "group_vars").symlink_to(ROOT / "group_vars")
-    return folder / "hosts.yml"
+    return write_inventory(tmp_path_factory.mktemp("inventory"), HOSTS)
 
 
 def explain(inventory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_CACHE_PLUGIN": "memory",
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-    }
-    program = str(Path(sys.executable).parent / "ansible-playbook")
-    argv = [program, "-i", str(inventory), "playbooks/plan.yml", *arguments]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    return play(inventory, "playbooks/plan.yml", *arguments)
 
 
 def test_one_node_is_explained_and_nothing_changes(inventory: Path) -> None:

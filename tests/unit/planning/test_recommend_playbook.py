@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from playbook_runs import play, write_inventory
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTS = """
@@ -38,23 +36,7 @@ all:
 
 @pytest.fixture(scope="module")
 def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inventory")
-    (folder / "hosts.yml").write_text(HOSTS)
-    (folder / "group_vars").symlink_to(ROOT / "group_vars")
-    return folder / "hosts.yml"
-
-
-def play(inventory: Path, playbook: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_CACHE_PLUGIN": "memory",
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-    }
-    program = str(Path(sys.executable).parent / "ansible-playbook")
-    argv = [program, "-i", str(inventory), playbook, *arguments]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    return write_inventory(tmp_path_factory.mktemp("inventory"), HOSTS)
 
 
 def test_a_nodes_services_are_recommended_to_paste(inventory: Path) -> None:
