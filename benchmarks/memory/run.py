@@ -193,8 +193,8 @@ def call(port: int, path: str, body: dict[str, Any] | None = None) -> None:
 @contextlib.contextmanager
 def server(model: Path, setting: Setting) -> Iterator[tuple[str, int]]:
     """A llama-server as the plan starts it; yields the container's name and the port."""
-    repository, tag = engine_images.wanted()["llamacpp"]
-    image = f"{registry_address()}/{repository.partition('/')[2]}:{tag}"
+    recipe = engine_images.all_recipes()["llamacpp"]
+    image = f"{registry_address()}/{recipe.local_path}:{recipe.tag}"
     name, port = f"{PREFIX}-memory-{os.getpid()}", free_port()
     env = llamacpp.environment(
         file=model.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import engine_images, nodes
 from .host import install_packages, podman
+from .recipes import DEFAULT
 from .settings import PREFIX, cache_dir, ssh_key
 from .shell import LocalNodesError, say
 from .vendor_packages import repositories
@@ -20,7 +21,7 @@ def _arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("host-setup", help="install the packages of this machine that local nodes need")
     images = commands.add_parser("images", help="have the engine images in the local image registry")
-    images.add_argument("name", nargs="*", help=f"one of {', '.join(engine_images.BUILDERS)}; default all")
+    images.add_argument("name", nargs="*", help="names of images, or `all`; default what llama.cpp services need")
     commands.add_parser("vendor-repository", help="serve signed apt repositories of stand-in vendor packages")
     start = commands.add_parser("up", help="bring up the nodes of an inventory")
     start.add_argument("set", help="name of the set of nodes")
@@ -44,7 +45,8 @@ def _main(arguments: argparse.Namespace) -> int:
         install_packages()
     elif arguments.command == "images":
         install_packages()
-        engine_images.ensure_engine_images([engine_images.check_name(name) for name in arguments.name] or None)
+        names = list(engine_images.all_recipes()) if arguments.name == ["all"] else arguments.name
+        engine_images.ensure_engine_images(names or DEFAULT)
     elif arguments.command == "vendor-repository":
         install_packages()
         if not ensure_vendor_repository(repositories()):
@@ -52,7 +54,7 @@ def _main(arguments: argparse.Namespace) -> int:
     elif arguments.command == "up":
         install_packages()
         if arguments.images:
-            engine_images.ensure_engine_images()
+            engine_images.ensure_engine_images(engine_images.images_of_inventory(arguments.inventory))
         nodes.up(arguments.set, nodes.nodes_of_inventory(arguments.inventory))
     elif arguments.command == "down":
         nodes.down(None if arguments.set == "all" else arguments.set)
