@@ -3,6 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 start=$SECONDS
+# The slow tests are run when the others took no longer than this many seconds.
+slow_until=${SLOW_UNTIL:-2700}
 
 part() {
   echo
@@ -16,8 +18,14 @@ tests/lint.sh
 part "Unit tests"
 pytest -q tests/unit
 part "Engine images"
-python -m local_nodes images
+python -m local_nodes images litellm llamacpp llamacpp-vulkan ollama vllm
 part "Integration and Molecule: real nodes"
 pytest -v tests/integration tests/molecule
+if ((SECONDS - start < slow_until)); then
+  part "Slow tests"
+  pytest -v -m slow tests/integration tests/molecule
+else
+  part "Slow tests are left to make test-slow: the others took more than $slow_until s"
+fi
 echo
 echo "== All tests passed in $((SECONDS - start)) s"

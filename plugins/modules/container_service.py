@@ -228,6 +228,12 @@ options:
     description: How long the service may take to stop before it is killed.
     type: int
     default: 30
+  idle_timeout_seconds:
+    description:
+      - How long a stop waits until no client is connected, before it tells the service to end. For engines that cut their
+        requests when they are told; V(0) does not wait.
+    type: int
+    default: 0
   after:
     description: Units after which the service starts.
     type: list
@@ -499,6 +505,7 @@ ARGUMENTS = {
     "memory_limit_bytes": {"type": "int"},
     "pids_limit": {"type": "int"},
     "stop_timeout_seconds": {"type": "int", "default": 30},
+    "idle_timeout_seconds": {"type": "int", "default": 0},
     "after": strings(),
     "requires": strings(),
     "start_after": strings(),

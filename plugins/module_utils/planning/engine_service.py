@@ -39,6 +39,8 @@ class Container:
 
     ``models`` is what it finds below /models: the folder of its ``file``, or a folder of the store. ``keeps`` says
     whether something is worth keeping between starts without a GPU too: what the driver compiles always is.
+    ``idle_timeout`` is how long its requests may take to finish before it is told to end, for an engine that cuts them
+    then; the others finish them by themselves, within ``stop_timeout``.
     """
 
     title: str
@@ -49,12 +51,15 @@ class Container:
     models_path: str = "/v1/models"
     keeps: bool = False
     request_timeout: int = 30
+    idle_timeout: int = 0
 
 
 CONTAINERS = {
-    "llamacpp": Container("llama.cpp", "file", "/health", stop_timeout=30, processes=512),
+    "llamacpp": Container("llama.cpp", "file", "/health", stop_timeout=30, processes=512, idle_timeout=60),
     # / answers before there is a model.
-    "ollama": Container("Ollama", OLLAMA_FOLDER, "/", stop_timeout=30, processes=2048, models_path="/api/tags"),
+    "ollama": Container(
+        "Ollama", OLLAMA_FOLDER, "/", stop_timeout=30, processes=2048, models_path="/api/tags", idle_timeout=60
+    ),
     # Finishes all requests however long they take, so this is their limit. The path /ready is not in all releases of
     # the engine table; /health answers 503 until the model has loaded.
     "sglang": Container(
@@ -179,6 +184,7 @@ def service_options(
         "memory_limit_bytes": service["memory_limit_bytes"],
         "pids_limit": kind.processes,
         "stop_timeout_seconds": kind.stop_timeout,
+        "idle_timeout_seconds": kind.idle_timeout,
         "start_after": _earlier(service, plan),
         "readiness": _readiness(service, kind),
     }

@@ -656,7 +656,7 @@ class _Planner:
         host = 0
         for name, item in placed.items():
             need = self._need(item, settings[name])
-            host += need.host + need.shared_memory
+            host += need.host
             if not item.place.units:
                 host += need.total
             for unit in item.place.units:

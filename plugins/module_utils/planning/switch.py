@@ -367,7 +367,7 @@ def _named(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _host_bytes(service: Mapping[str, Any]) -> int:
     """Return what a planned service takes of the host's memory."""
     memory = service["memory"]
-    found = int(memory["host_bytes"]) + int(service["shared_memory_bytes"])
+    found = int(memory["host_bytes"])
     if memory["pool"] == assignment.HOST:
         found += int(memory["total_bytes"]) * max(1, len(service["units"]))
     return found

@@ -14,10 +14,11 @@ import socket
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from ansible_collections.fleet.inference.plugins.module_utils.services import files as fs
-from ansible_collections.fleet.inference.plugins.module_utils.services import readiness
+from ansible_collections.fleet.inference.plugins.module_utils.services import connections, readiness
 from ansible_collections.fleet.inference.plugins.module_utils.services.applied import (
     Applied,
     installed_contents,
@@ -42,11 +43,11 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.spec impo
 from ansible_collections.fleet.inference.plugins.module_utils.services.systemd import Systemd, SystemdError, UnitState
 from ansible_collections.fleet.inference.plugins.module_utils.services.unit import (
     START_MARGIN_SECONDS,
-    STOP_MARGIN_SECONDS,
     render_gpu_ready,
     render_lifecycle,
     render_order,
     render_target,
+    stop_limit,
 )
 
 # How long systemctl may take beyond the unit's own limits, which end first.
@@ -136,9 +137,9 @@ def port_problem(address: str, port: int) -> str:
     return ""
 
 
-def readiness_program() -> bytes:
-    """The readiness program as it is installed, from this package wherever that was loaded from (a zip file too)."""
-    return b"#!/usr/bin/python3\n" + inspect.getsource(readiness).encode()
+def program_text(module: ModuleType) -> str:
+    """A module as the program that is installed, from this package wherever that was loaded from (a zip file too)."""
+    return "#!/usr/bin/python3\n" + inspect.getsource(module)
 
 
 class ServiceManager:
@@ -212,7 +213,7 @@ class ServiceManager:
 
     def _observe(self) -> Observed:
         spec = self.spec
-        paths = {spec.unit_path, *spec.drop_ins, spec.target_path, spec.program_path, *fs.plain_files(spec.directory)}
+        paths = {spec.unit_path, *spec.drop_ins, spec.target_path, *spec.programs, *fs.plain_files(spec.directory)}
         names = ("service.env", "readiness.json", "service.json", "applied.json", *(item.name for item in spec.files))
         paths.update(spec.file_path(name) for name in names)
         files = {path: fs.read_file(path) for path in sorted(paths)}
@@ -266,7 +267,8 @@ class ServiceManager:
         def owned(path: str, content: str, mode: int, **flags: bool) -> OwnedFile:
             return OwnedFile(path, FileState(content.encode("utf-8"), mode, self._uid, self._gid), **flags)
 
-        desired = [owned(spec.program_path, readiness_program().decode("utf-8"), 0o755)]
+        sources = (readiness, connections)
+        desired = [owned(path, program_text(module), 0o755) for path, module in zip(spec.programs, sources)]
         desired.append(owned(spec.file_path("service.env"), spec.env_text(), 0o600, restarts=True))
         for item in spec.files:
             uid = self._uid if item.owner_uid is None else item.owner_uid
@@ -414,6 +416,8 @@ class ServiceManager:
         unit = self.spec.unit_name
         if run == "stop":
             self.systemd.stop(unit, self._stop_timeout())
+            # An engine that had to be killed leaves the unit failed, and it is stopped, as was wished.
+            self.systemd.reset_failed(unit)
         elif run:
             if run != "wait for":
                 self.systemd.reset_failed(unit)
@@ -595,7 +599,8 @@ class ServiceManager:
         """state absent: stop, disable, remove the unit, the files and the container; the image and all data stay."""
         spec = self.spec
         observed = self._observe()
-        observed.files.pop(spec.program_path)
+        for path in spec.programs:
+            observed.files.pop(path)
         last = observed.files.pop(spec.target_path) is not None and not self._has_neighbours()
         container = False
         with contextlib.suppress(EngineUnavailable):
@@ -667,7 +672,7 @@ class ServiceManager:
             after=after,
             lines=lines,
             env_path=spec.file_path("service.env"),
-            digest_paths={spec.program_path},
+            digest_paths=set(spec.programs),
             secret_paths=self._secret_paths(observed),
         )
 
@@ -724,7 +729,7 @@ class ServiceManager:
         return self._stop_timeout() + unit + SYSTEMCTL_MARGIN_SECONDS
 
     def _stop_timeout(self) -> float:
-        unit = max(self.spec.stop_timeout_seconds + STOP_MARGIN_SECONDS, self._installed_limit("TimeoutStopSec"))
+        unit = max(stop_limit(self.spec), self._installed_limit("TimeoutStopSec"))
         return float(unit + SYSTEMCTL_MARGIN_SECONDS)
 
     def _installed_limit(self, setting: str) -> int:

@@ -150,6 +150,7 @@ class ServiceSpec:
     memory_limit_bytes: Optional[int] = None
     pids_limit: Optional[int] = None
     stop_timeout_seconds: int = 30
+    idle_timeout_seconds: int = 0
     after: Tuple[str, ...] = ()
     requires: Tuple[str, ...] = ()
     start_after: Tuple[str, ...] = ()
@@ -233,6 +234,15 @@ class ServiceSpec:
     @property
     def program_path(self) -> str:
         return os.path.join(self.paths.state_root, "bin", "inference-ready")
+
+    @property
+    def idle_program_path(self) -> str:
+        return os.path.join(self.paths.state_root, "bin", "inference-idle")
+
+    @property
+    def programs(self) -> Tuple[str, ...]:
+        """The programs that the unit uses; they are shared with other services."""
+        return (self.program_path, *((self.idle_program_path,) if self.idle_timeout_seconds else ()))
 
     @property
     def lock_path(self) -> str:
@@ -339,6 +349,7 @@ class ServiceSpec:
             memory_limit_bytes=params.get("memory_limit_bytes"),
             pids_limit=params.get("pids_limit"),
             stop_timeout_seconds=30 if params.get("stop_timeout_seconds") is None else params["stop_timeout_seconds"],
+            idle_timeout_seconds=params.get("idle_timeout_seconds") or 0,
             after=strings("after"),
             requires=strings("requires"),
             start_after=strings("start_after"),
@@ -384,8 +395,9 @@ class ServiceSpec:
             value = getattr(self, limit)
             if value is not None and value <= 0:
                 raise SpecError(f"{limit} is {value}, which must be above 0 (leave it out for no limit)")
-        if self.stop_timeout_seconds < 0:
-            raise SpecError(f"stop_timeout_seconds is {self.stop_timeout_seconds}, which must be 0 or more")
+        for limit in ("stop_timeout_seconds", "idle_timeout_seconds"):
+            if getattr(self, limit) < 0:
+                raise SpecError(f"{limit} is {getattr(self, limit)}, which must be 0 or more")
         both = sorted(set(self.env) & set(self.secret_env))
         if both:
             raise SpecError(f"env and secret_env both set {both[0]}, which must stand in one of them")

@@ -110,6 +110,11 @@ def exec_line(key: str, words: Iterable[str], prefix: str = "") -> str:
     return f"{key}={prefix}" + " \\\n    ".join([head, *quoted[2:]])
 
 
+def stop_limit(spec: ServiceSpec) -> int:
+    """Seconds after which systemd ends a stop, whatever still runs."""
+    return spec.idle_timeout_seconds + spec.stop_timeout_seconds + STOP_MARGIN_SECONDS
+
+
 def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     """The text of `inference-<name>.service`; raises `SpecError` when a secret would stand in it."""
     ready = spec.readiness
@@ -145,6 +150,9 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     ]
     if ready:
         lines.append(exec_line("ExecStartPost", [PYTHON, "-I", spec.program_path, spec.file_path("readiness.json")]))
+    if spec.idle_timeout_seconds:
+        waiting = [spec.idle_program_path, spec.paths.config_root, spec.name, str(spec.idle_timeout_seconds)]
+        lines.append(exec_line("ExecStop", [PYTHON, "-I", *waiting], "-"))
     lines += [
         exec_line("ExecStop", [DOCKER, "stop", "-t", str(spec.stop_timeout_seconds), container], "-"),
         exec_line("ExecStopPost", [DOCKER, "rm", "--force", "--volumes", container], "-"),
@@ -153,7 +161,7 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         "SuccessExitStatus=143",
         "RestartSec=2",
         f"TimeoutStartSec={start_timeout}",
-        f"TimeoutStopSec={spec.stop_timeout_seconds + STOP_MARGIN_SECONDS}",
+        f"TimeoutStopSec={stop_limit(spec)}",
         *(_runtime_directory() if spec.start_locks else []),
         "",
         "# For the docker client and the readiness program only; the container's own limits are the options above.",
