@@ -10,3 +10,6 @@ done
 litellm=molecule/shared/images/litellm
 uv pip compile "${options[@]}" --python-version 3.13 --python-platform x86_64-manylinux_2_36 \
   --override "$litellm/overrides.txt" -o "$litellm/requirements.txt" "$litellm/requirements.in"
+ollama=molecule/shared/images/ollama
+uv pip compile "${options[@]}" --no-deps --python-version 3.13 --python-platform x86_64-manylinux_2_36 \
+  -o "$ollama/requirements.txt" "$ollama/requirements.in"

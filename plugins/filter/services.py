@@ -19,12 +19,21 @@ def services_waves(wanted: Sequence[Any], fragments: Sequence[Mapping[str, Any]]
         raise AnsibleFilterError(str(error)) from error
 
 
+def services_last(wanted: Sequence[Any], fragments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the models that nothing serves without these services, or raise as ``services_waves`` does."""
+    try:
+        return verbs.last_servers(wanted, validate_fragments(fragments))
+    except GatewayError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 class FilterModule:
     """The filters of the verbs."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "services_last": services_last,
             "services_problem": verbs.name_problem,
             "services_targets": verbs.targets,
             "services_waves": services_waves,

@@ -62,15 +62,7 @@ def waves(wanted: Sequence[Target], fragments: Sequence[Mapping[str, Any]]) -> l
     Returns:
         The waves in their order; none without services.
     """
-    members: dict[tuple[str, ...], set[tuple[str, str]]] = {}
-    for fragment in fragments:
-        if any(fragment[flag] for flag in FLAGS):
-            continue
-        for entry in fragment["services"]:
-            if not entry["stopped"]:
-                keys: list[tuple[str, ...]] = [(entry["model"],), (entry["model"], entry["backend"])]
-                for key in keys:
-                    members.setdefault(key, set()).add((fragment["node"], entry["name"]))
+    members = _members(fragments)
     found: list[list[Target]] = []
     away: list[dict[tuple[str, ...], int]] = []
     for target in wanted:
@@ -91,6 +83,38 @@ def waves(wanted: Sequence[Target], fragments: Sequence[Mapping[str, Any]]) -> l
         for key in mine:
             away[number][key] = away[number].get(key, 0) + 1
     return found
+
+
+def _members(fragments: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], set[tuple[str, str]]]:
+    """Return the servers, as node and service, that get requests for each model, and in each pool."""
+    members: dict[tuple[str, ...], set[tuple[str, str]]] = {}
+    for fragment in fragments:
+        if any(fragment[flag] for flag in FLAGS):
+            continue
+        for entry in fragment["services"]:
+            if not entry["stopped"]:
+                keys: list[tuple[str, ...]] = [(entry["model"],), (entry["model"], entry["backend"])]
+                for key in keys:
+                    members.setdefault(key, set()).add((fragment["node"], entry["name"]))
+    return members
+
+
+def last_servers(wanted: Sequence[Target], fragments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the models that nothing serves any more without these services, each with the services.
+
+    Args:
+        wanted: Services that are to go.
+        fragments: The service registry, checked (validate_fragments).
+
+    Returns:
+        Texts such as ``qwen3-8b (chat on gpu-01, chat on gpu-02)``.
+    """
+    going = {(target["node"], target["service"]) for target in wanted}
+    return [
+        f"{key[0]} ({', '.join(f'{service} on {node}' for node, service in sorted(group))})"
+        for key, group in sorted(_members(fragments).items())
+        if len(key) == 1 and group <= going
+    ]
 
 
 def rows(

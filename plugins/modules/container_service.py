@@ -230,8 +230,8 @@ options:
     default: 30
   idle_timeout_seconds:
     description:
-      - How long a stop waits until no client is connected, before it tells the service to end. For engines that cut their
-        requests when they are told; V(0) does not wait.
+      - How long a stop waits until no client is connected, before it tells the service to end. For engines that cut
+        their requests when they are told; V(0) does not wait.
     type: int
     default: 0
   after:

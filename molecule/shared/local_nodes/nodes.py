@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from .host import ensure_network, network_options, podman
+from .model_hub import stop_model_hub
 from .node_images import node_image
 from .registry import stop_registry
 from .settings import PREFIX, SET_LABEL, cache_dir, known_hosts, ssh_key
@@ -182,6 +183,7 @@ def down(set_name: str | None) -> None:
     if not _containers():
         stop_registry()
         stop_vendor_repository()
+        stop_model_hub()
         podman("network", "rm", "--force", PREFIX, check=False)
 
 

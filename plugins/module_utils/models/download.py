@@ -97,6 +97,8 @@ def hash_stream(stream: BinaryIO) -> "hashlib._Hash":
 
 def _explain(error: Exception, stall_timeout: float) -> str:
     reason = getattr(error, "reason", None) or error
+    if isinstance(error, http.client.IncompleteRead) and error.expected:
+        return f"the answer ended {error.expected} bytes early"
     if "timed out" in str(reason):
         return f"nothing arrived for {stall_timeout:g} s"
     return str(reason) or type(reason).__name__

@@ -55,10 +55,10 @@ class Container:
 
 
 CONTAINERS = {
-    "llamacpp": Container("llama.cpp", "file", "/health", stop_timeout=30, processes=512, idle_timeout=60),
+    "llamacpp": Container("llama.cpp", "file", "/health", stop_timeout=10, processes=512, idle_timeout=120),
     # / answers before there is a model.
     "ollama": Container(
-        "Ollama", OLLAMA_FOLDER, "/", stop_timeout=30, processes=2048, models_path="/api/tags", idle_timeout=60
+        "Ollama", OLLAMA_FOLDER, "/", stop_timeout=30, processes=2048, models_path="/api/tags", idle_timeout=120
     ),
     # Finishes all requests however long they take, so this is their limit. The path /ready is not in all releases of
     # the engine table; /health answers 503 until the model has loaded.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is connected to a service: a request holds its connection until the last token of its answer is out.
 
-Also a program of its own, standard library only, Python 3.8 or later: `inference-idle CONFIG_ROOT SERVICE SECONDS`, with
-which the unit of an engine that cuts its requests when it is told to end waits before it tells it.
+Also a program of its own, standard library only, Python 3.8 or later: `inference-idle CONFIG_ROOT SERVICE SECONDS`,
+with which the unit of an engine that cuts its requests when it is told to end waits before it tells it.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def _network(process: str) -> Optional[str]:
 def _docker_pid(container: str) -> Optional[int]:
     words = ["docker", "container", "inspect", "--format={{.State.Pid}}", container]
     try:
-        number = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, timeout=30).stdout
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return int(number) or None if number.strip().isdigit() else None
+    return int(done.stdout) or None if done.stdout.strip().isdigit() else None
 
 
 def main(arguments: Sequence[str], pid_of: Callable[[str], Optional[int]] = _docker_pid) -> int:

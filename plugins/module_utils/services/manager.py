@@ -17,8 +17,8 @@ from functools import partial
 from types import ModuleType
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
-from ansible_collections.fleet.inference.plugins.module_utils.services import files as fs
 from ansible_collections.fleet.inference.plugins.module_utils.services import connections, readiness
+from ansible_collections.fleet.inference.plugins.module_utils.services import files as fs
 from ansible_collections.fleet.inference.plugins.module_utils.services.applied import (
     Applied,
     installed_contents,
@@ -267,8 +267,9 @@ class ServiceManager:
         def owned(path: str, content: str, mode: int, **flags: bool) -> OwnedFile:
             return OwnedFile(path, FileState(content.encode("utf-8"), mode, self._uid, self._gid), **flags)
 
-        sources = (readiness, connections)
-        desired = [owned(path, program_text(module), 0o755) for path, module in zip(spec.programs, sources)]
+        desired = [owned(spec.program_path, program_text(readiness), 0o755)]
+        if spec.idle_timeout_seconds:
+            desired.append(owned(spec.idle_program_path, program_text(connections), 0o755))
         desired.append(owned(spec.file_path("service.env"), spec.env_text(), 0o600, restarts=True))
         for item in spec.files:
             uid = self._uid if item.owner_uid is None else item.owner_uid

@@ -44,7 +44,7 @@ def test_ollama_s_own_layout(registry: OllamaRegistryStandIn, tmp_path: Path) ->
     # Under its own name and under the public one.
     names = sorted(str(path.relative_to(top)) for path in (top / "manifests").rglob("*") if path.is_file())
     assert names == [f"manifests/registry.ollama.ai/library/{name}" for name in ("tiny-1b/latest", "tiny/1b")]
-    assert all((top / name).read_bytes() == registry.manifest for name in names)
+    assert all((top / name).read_bytes() == registry.manifest("library/tiny:1b") for name in names)
     layers = {path.name: path.read_bytes() for path in (top / "blobs").iterdir()}
     assert layers == {f"sha256-{hashlib.sha256(layer).hexdigest()}": layer for layer in registry.layers}
     registry.requests.clear()
@@ -70,7 +70,7 @@ def test_unknown_model(registry: OllamaRegistryStandIn, tmp_path: Path) -> None:
 
 
 def test_no_registry(hub: HubStandIn, registry: OllamaRegistryStandIn, tmp_path: Path) -> None:
-    hub.files = {}
+    hub.repository.files = {}
     with pytest.raises(StoreError, match=r"tiny:1b: .* answered 401"):
         keeper.inspect([library_model(tmp_path)], str(tmp_path), Sources(Hub(), hub.url, Patience(5, 0)))
     registry.layers = [b"{}"]

@@ -16,7 +16,8 @@ from ansible_collections.fleet.inference.plugins.module_utils.models import keep
 from ansible_collections.fleet.inference.plugins.module_utils.models.blobs import Patience, StoreError
 from ansible_collections.fleet.inference.plugins.module_utils.models.download import read
 from ansible_collections.fleet.inference.plugins.module_utils.models.sources import Hub, Sources
-from model_sources import COMMIT, FILES, WEIGHTS, HubStandIn, git_checksum, repository
+from images.model_hub.model_hub_stand_in import git_checksum
+from model_sources import COMMIT, FILES, WEIGHTS, HubStandIn, repository
 
 WANTED = [
     "config.json",
@@ -140,7 +141,7 @@ def test_pauses_and_goes_on(hub: HubStandIn, tmp_path: Path) -> None:
 
 
 def test_several_at_a_time_and_no_more(hub: HubStandIn, tmp_path: Path) -> None:
-    hub.files = {f"model-{number}.safetensors": WEIGHTS + bytes([number]) for number in range(6)}
+    hub.repository.files = {f"model-{number}.safetensors": WEIGHTS + bytes([number]) for number in range(6)}
     lock, now, most = threading.Lock(), 0, 0
 
     def meet() -> None:
@@ -158,7 +159,7 @@ def test_several_at_a_time_and_no_more(hub: HubStandIn, tmp_path: Path) -> None:
 
 
 def test_token_goes_to_the_hub_alone(hub: HubStandIn, tmp_path: Path) -> None:
-    hub.gated, hub.token = True, TOKEN
+    hub.repository.gated, hub.repository.token = True, TOKEN
     keep(hub, repository(tmp_path), tmp_path, TOKEN)
     # The storage asserts that it gets none.
     assert hub.storage_requests and {sent for _path, sent in hub.requests} == {f"Bearer {TOKEN}"}
@@ -184,7 +185,7 @@ def refusal(hub: HubStandIn, model: dict[str, Any], root: Path, found: Sources) 
 def test_gated_model_is_refused_before_anything_is_written(
     hub: HubStandIn, tmp_path: Path, token: str | None, why: str, remedy: str
 ) -> None:
-    hub.gated, hub.token = True, "another"
+    hub.repository.gated, hub.repository.token = True, "another"
     assert refusal(hub, repository(tmp_path), tmp_path, sources(hub, token)) == (
         f"org/name asks for its licence to be accepted and {why}; accept it at https://huggingface.co/org/name {remedy}"
     )
@@ -213,7 +214,10 @@ def test_wrong_bytes(hub: HubStandIn, tmp_path: Path) -> None:
 
 
 def test_repository_without_safetensors(hub: HubStandIn, tmp_path: Path) -> None:
-    del hub.files["model-00001-of-00002.safetensors"], hub.files["model-00002-of-00002.safetensors"]
+    del (
+        hub.repository.files["model-00001-of-00002.safetensors"],
+        hub.repository.files["model-00002-of-00002.safetensors"],
+    )
     assert refusal(hub, repository(tmp_path), tmp_path, sources(hub)) == (
         "org/name at main has no safetensors; name a repository that has some in the model's entry of inference_models"
     )
@@ -221,7 +225,7 @@ def test_repository_without_safetensors(hub: HubStandIn, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["../../outside.safetensors", "/etc/x.safetensors", "a/../../b.safetensors"])
 def test_a_name_that_leads_elsewhere(hub: HubStandIn, tmp_path: Path, name: str) -> None:
-    hub.files = {name: WEIGHTS}
+    hub.repository.files = {name: WEIGHTS}
     assert "as no Hugging Face Hub does" in refusal(hub, repository(tmp_path), tmp_path, sources(hub))
     # Nor when what the controller hands over is wrong.
     manifest = {"commit": COMMIT, "files": {name: [1, "0" * 64, "sha256"]}}
@@ -269,8 +273,8 @@ def test_check_mode_writes_nothing(hub: HubStandIn, tmp_path: Path) -> None:
 
 def test_gguf_files_of_the_hub_come_from_the_mirror(hub: HubStandIn, tmp_path: Path) -> None:
     content = b"GGUF" + WEIGHTS
-    hub.files["model.gguf"] = content
-    hub.gated, hub.token = True, TOKEN
+    hub.repository.files["model.gguf"] = content
+    hub.repository.gated, hub.repository.token = True, TOKEN
     model = {
         "path": str(tmp_path / "gguf" / "model.gguf"),
         "size_bytes": len(content),
@@ -297,7 +301,7 @@ def test_a_busy_hub_is_given_the_time_that_it_asks_for(hub: HubStandIn, tmp_path
 
 
 def test_the_token_goes_along_to_a_new_name(hub: HubStandIn, tmp_path: Path) -> None:
-    hub.gated, hub.token = True, TOKEN
+    hub.repository.gated, hub.repository.token = True, TOKEN
     answer, _page = read(f"{hub.url}/api/models/org/former-name/revision/main", token=TOKEN)
     assert json.loads(answer)["sha"] == COMMIT
     assert [sent for _path, sent in hub.requests] == [f"Bearer {TOKEN}"] * 2

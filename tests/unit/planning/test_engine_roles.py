@@ -169,7 +169,7 @@ def test_what_vllm_is_given() -> None:
     assert env["HF_HUB_OFFLINE"] == "1" and env["USER"] == "inference"
     # Requests have 60 s to finish, and the workers 30 s to go.
     assert given["command"][given["command"].index("--shutdown-timeout") + 1] == "60"
-    assert given["stop_timeout_seconds"] == 90
+    assert (given["stop_timeout_seconds"], given["idle_timeout_seconds"]) == (90, 0)
     assert given["shm_size_bytes"] == plan["services"][0]["shared_memory_bytes"] > GIB
     assert len(given["devices"]) == 2
     assert given["readiness"]["generate_path"] == "/v1/chat/completions"
@@ -191,6 +191,8 @@ def test_what_sglang_is_given() -> None:
 def test_what_llamacpp_is_given() -> None:
     plan = planned(CPU, {"backend": "llamacpp"})
     given = options(plan, CPU, "llamacpp")
+    # It would cut its requests when it is told to end.
+    assert (given["stop_timeout_seconds"], given["idle_timeout_seconds"]) == (10, 120)
     (file,) = plan["models"]
     folder = file["path"].rpartition("/")[0]
     assert given["mounts"] == [{"source": folder, "target": "/models", "read_only": True}]

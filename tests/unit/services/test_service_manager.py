@@ -528,6 +528,8 @@ def test_stopped_and_started_again_without_settings(node, options):
     by_name = {"name": "llamacpp", **paths}
     result = node.apply({**by_name, "state": "stopped"})
     assert result.actions == [f"disable {UNIT}", f"stop {UNIT}"]
+    # An engine that was killed in the end leaves no failed unit behind.
+    assert node.verbs("stop", "reset-failed")[-2:] == ["stop", "reset-failed"]
     assert not node.apply({**by_name, "state": "stopped"}).changed
     assert not node.apply(options(state="stopped")).changed
     assert node.apply(by_name, check=True).actions == [f"enable {UNIT}", f"start {UNIT}"]

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.services import readiness
-from ansible_collections.fleet.inference.plugins.module_utils.services.manager import readiness_program
+from ansible_collections.fleet.inference.plugins.module_utils.services.manager import program_text
 
 CHOICE = {"choices": [{"message": {"content": "Hi"}}]}
 
@@ -224,7 +224,7 @@ def test_model_names_in_every_form():
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     script = tmp_path / "inference-ready"
-    script.write_bytes(readiness_program())
+    script.write_text(program_text(readiness))
 
     def run(settings: Dict[str, Any], env_text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "readiness.json").write_text(json.dumps(settings))
@@ -328,7 +328,7 @@ class Start:
 
     def __init__(self, folder: Path, name: str, settings: Dict[str, Any], invocation: str) -> None:
         self.script = folder / "inference-ready"
-        self.script.write_bytes(readiness_program())
+        self.script.write_text(program_text(readiness))
         self.gate = folder / f"{name}.start"
         self.log = folder / f"{name}.log"
         own = folder / name
@@ -434,7 +434,7 @@ def test_a_gate_of_an_earlier_start_opens_nothing(engine, tmp_path):
 def test_the_gate_is_for_units_of_systemd(tmp_path):
     (tmp_path / "gate").write_text("")
     script = tmp_path / "inference-ready"
-    script.write_bytes(readiness_program())
+    script.write_text(program_text(readiness))
     words = [sys.executable, "-I", str(script), "--when-open", str(tmp_path / "gate"), "/bin/true"]
     done = subprocess.run(words, env={}, capture_output=True, text=True, check=False, timeout=20)
     assert done.returncode == 1 and done.stderr.startswith("not ready: --when-open is for a unit")

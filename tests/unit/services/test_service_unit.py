@@ -204,6 +204,16 @@ def test_every_option_reaches_docker():
     assert "privileged" not in text.replace("no-new-privileges", "") and "docker.sock" not in text
 
 
+def test_a_stop_waits_for_running_requests_where_the_engine_would_cut_them():
+    lines = render_unit(build(**FULL, idle_timeout_seconds=120), ALL).split("\n")
+    stops = [line for line in lines if line.startswith("ExecStop=")]
+    assert stops == [
+        "ExecStop=-/usr/bin/python3 -I /var/lib/inference-fleet/bin/inference-idle /etc/inference-fleet one 120",
+        "ExecStop=-/usr/bin/docker stop -t 20 inference-one",
+    ]
+    assert "TimeoutStopSec=170" in lines
+
+
 def test_limits_only_where_the_controller_is():
     text = render_unit(build(**FULL), frozenset())
     assert "--memory" not in text and "--pids-limit" not in text

@@ -103,6 +103,23 @@ def test_drained_nodes_and_stopped_services_replace_nobody() -> None:
     ]
 
 
+def test_the_last_servers_of_a_model_are_named() -> None:
+    fragments = registry(
+        ("gpu-01", "chat", "m", "vllm"), ("gpu-02", "chat", "m", "llamacpp"), ("gpu-02", "code", "n", "vllm")
+    )
+
+    def last(*names: str) -> list[str]:
+        wanted = [dict(zip(("node", "service"), name.split("/"), strict=True)) for name in names]
+        return verbs.last_servers(wanted, fragments)
+
+    assert last("gpu-01/chat") == last() == []
+    assert last("gpu-02/code", "gpu-02/chat") == ["n (code on gpu-02)"]
+    assert last("gpu-02/chat", "gpu-01/chat") == ["m (chat on gpu-01, chat on gpu-02)"]
+    # What gets no requests replaces nobody, and is missed by nobody.
+    fragments[1]["services"][0]["stopped"] = True
+    assert (last("gpu-01/chat"), last("gpu-02/chat")) == (["m (chat on gpu-01)"], [])
+
+
 def test_what_no_gateway_knows_waits_for_nothing() -> None:
     assert wave_names(["gpu-01/a", "gpu-02/a"], []) == [["gpu-01/a", "gpu-02/a"]]
     assert wave_names([], []) == []

@@ -37,7 +37,7 @@ def table(text: str) -> list[list[str]]:
     ("verb", "arguments", "done"),
     [
         ("restart", [], "would be restarted"),
-        ("remove", ["-e", "everything=true", "-e", "data=true"], "would be removed"),
+        ("remove", ["-e", "everything=true", "-e", "data=true", "-e", "force=true"], "would be removed"),
     ],
 )
 def test_a_check_tells_what_would_be_done_and_touches_nothing(
@@ -115,7 +115,7 @@ def test_remove_unpublishes_first_and_keeps_models(fleet: Fleet) -> None:
     model = fleet.folder / "gpu-01" / "models" / "gguf" / "a" / "a.gguf"
     model.parent.mkdir(parents=True)
     model.write_text("weights")
-    ran = fleet.play("remove", "-e", "service=code")
+    ran = fleet.play("remove", "-e", "service=code", "-e", "force=true")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert table(ran.stdout) == [["gpu-01", "code", "llamacpp", "coder", "removed", "removed"]]
     assert not (fleet.folder / "gpu-01" / "etc" / "services" / "code").exists()
@@ -137,7 +137,7 @@ def test_the_data_of_one_service_go_and_those_of_the_others_stay(tmp_path: Path)
     for file in files.values():
         file.parent.mkdir(parents=True)
         file.write_text("data")
-    ran = fleet.play("remove", "-e", "service=small", "-e", "data=true")
+    ran = fleet.play("remove", "-e", "service=small", "-e", "data=true", "-e", "force=true")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert [name for name, file in files.items() if file.exists()] == ["chat", "cache"]
 
@@ -147,7 +147,7 @@ def test_everything_goes_with_its_data_when_asked(fleet: Fleet) -> None:
         file = fleet.folder / "gpu-01" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("data")
-    ran = fleet.play("remove", "-l", "gpu-01", "-e", "everything=true", "-e", "data=true")
+    ran = fleet.play("remove", "-l", "gpu-01", "-e", "everything=true", "-e", "data=true", "-e", "force=true")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert sorted(path.name for path in (fleet.folder / "registry").glob("*.json")) == ["gpu-02.json", "gpu-03.json"]
     assert not (fleet.folder / "gpu-01" / "models" / "gguf").exists()
@@ -157,15 +157,39 @@ def test_everything_goes_with_its_data_when_asked(fleet: Fleet) -> None:
     assert list((fleet.folder / "gpu-01" / "etc" / "services").iterdir()) == []
 
 
+def test_data_of_services_that_are_gone_already_go_when_everything_is_asked_for(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, {"gpu-01": {}})
+    for path in ("models/gguf/a/a.gguf", "var/caches/vllm/x/kernel"):
+        file = fleet.folder / "gpu-01" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("data")
+    ran = fleet.play("remove", "-e", "everything=true", "-e", "data=true")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "no service is installed on gpu-01" in ran.stdout
+    assert not (fleet.folder / "gpu-01" / "models" / "gguf").exists()
+    assert not (fleet.folder / "gpu-01" / "var" / "caches").exists()
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "sentence"),
     [
+        (
+            "logs",
+            ["-e", "service=chta"],
+            "3 nodes: service is 'chta', which is not installed; did you mean chat? installed: chat, code",
+        ),
         (
             "stop",
             ["-e", "service=chta"],
             "3 nodes: service is 'chta', which is not installed; did you mean chat? installed: chat, code",
         ),
         ("remove", [], "nothing is named; give -e service=NAME, or -e everything=true for all services of the nodes"),
+        (
+            "stop",
+            ["-e", "service=chat"],
+            "stop takes away the last server of qwen3-8b (chat on gpu-01, chat on gpu-02), and requests for it fail "
+            "until it serves again; -e force=true does it all the same",
+        ),
         ("logs", ["-e", "lines=many", "-e", "service=chat"], 'lines is "many"; give a whole number from 1 on'),
     ],
 )

@@ -73,12 +73,12 @@ def unpack_wheels(lock: Path, python: str, wheels: Path, site: Path) -> None:
         wheels: Folder that the wheels are downloaded to.
         site: Folder that they are unpacked to.
     """
-    platforms = ["manylinux_2_36", "manylinux_2_34", "manylinux_2_28", "manylinux_2_27", "manylinux_2_24"]
-    platforms = [f"{each}_x86_64" for each in [*platforms, "manylinux_2_17", "manylinux2014", "manylinux2010"]]
+    # Up to the C library of Debian 12, newest first.
+    platforms = [*(f"manylinux_2_{minor}" for minor in range(36, 4, -1)), "manylinux2014", "manylinux2010"]
     argv = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     argv += ["--python-version", python, "--implementation", "cp"]
     argv += [word for abi in (f"cp{python}", "abi3", "none") for word in ("--abi", abi)]
-    argv += [word for platform in [*platforms, "manylinux1_x86_64"] for word in ("--platform", platform)]
+    argv += [word for platform in [*platforms, "manylinux1"] for word in ("--platform", f"{platform}_x86_64")]
     run([*argv, "-d", str(wheels), "-r", str(lock)])
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another model or backend for a node that serves, while clients ask for what the other node serves too."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fleet_under_test import MODEL, ROOT, Fleet, Load, Run
+
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
+
+#: Where the controller keeps models for the nodes.
+MODELS = Path("~/.cache/inference-fleet/models").expanduser()
+NODE = "gpu-01"
+COPY = "smollm2-copy"
+BROKEN = "smollm2-broken"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the node's service is switched to: the playbook's variables, and the service that comes of them."""
+
+    variables: tuple[str, ...]
+    service: str
+    backend: str
+    model: str
+
+
+OTHER_MODEL = Target((f"model={COPY}",), "llamacpp-2", "llamacpp", COPY)
+TARGETS = [pytest.param(OTHER_MODEL, id="llamacpp-other-model")]
+
+
+@dataclasses.dataclass
+class Catalog:
+    """A model catalog with further models, and what to add to a run that is to know it."""
+
+    arguments: list[str]
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """SmolLM2 under a second name, and the beginning of its file, with which an engine ends at once, under a third."""
+    folder = tmp_path_factory.mktemp("catalog")
+    models = yaml.safe_load((ROOT / "group_vars" / "all" / "models.yml").read_text())["inference_models"]
+    given = models[MODEL]["gguf"][0]
+    whole = MODELS / given["sha256"][:12] / given["file"]
+    part = folder / "part.gguf"
+    with whole.open("rb") as stream:
+        part.write_bytes(stream.read(20_000_000))
+    broken = copy.deepcopy(models[MODEL])
+    broken["gguf"] = [
+        {
+            "quantization": "Q4_1",
+            "file": part.name,
+            "size_bytes": part.stat().st_size,
+            "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+            "source": {"file": str(part)},
+        }
+    ]
+    file = folder / "models.json"
+    file.write_text(json.dumps({"inference_models": {**models, COPY: models[MODEL], BROKEN: broken}}))
+    return Catalog(["-e", f"@{file}"])
+
+
+def switch(fleet: Fleet, *variables: str) -> tuple[Run, Load]:
+    """Switch the node's service while three clients, one of which streams, ask for the model that both nodes serve."""
+    runs: list[Run] = []
+    given = [part for variable in variables for part in ("-e", variable)]
+
+    def happening() -> None:
+        runs.append(fleet.play("-l", NODE, *given, playbook="playbooks/switch.yml"))
+
+    load = fleet.ask_while(happening, streaming=1)
+    assert "Traceback" not in runs[0].output and "[WARNING]" not in runs[0].output
+    return runs[0], load
+
+
+def table(run: Run) -> list[list[str]]:
+    """The rows of the node's services in the table at the end."""
+    found = re.findall(rf"^ +({NODE}) +(\S+) +(\S+) +(\S+) +(\S.*?) {{2,}}(\S+)$", run.output, re.MULTILINE)
+    return [list(row) for row in found]
+
+
+def host_vars(run: Run) -> dict[str, Any]:
+    """The lines for the host's variables, as a user would paste them."""
+    text = run.output.split("put these lines into its host_vars")[1].split("\n", 1)[1].split("\n\n")[0]
+    parsed = yaml.safe_load(text)
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def installed(fleet: Fleet) -> list[str]:
+    return fleet.shell(NODE, "docker ps --all --format '{{.Names}}' | sort").split()
+
+
+@contextlib.contextmanager
+def put_back(fleet: Fleet) -> Iterator[None]:
+    """Bring the node back to what the fleet's variables say, whatever happened."""
+    try:
+        yield
+    finally:
+        fleet.set_host_vars(NODE, None)
+        fleet.converge("-l", NODE)
+    assert installed(fleet) == ["inference-llamacpp"]
+
+
+def switch_and_back(fleet: Fleet, catalog: Catalog, target: Target) -> None:
+    """Switch a service to a target and back, the second time in a window; no client notices, and site.yml agrees."""
+    with put_back(fleet):
+        run, load = switch(fleet, "service=llamacpp", *target.variables, *catalog.arguments[1:])
+        assert run.rc == 0, run.output[-4000:]
+        assert load.failures == []
+        assert "the old one serves until the new one has answered (there is room for both)" in run.output
+        assert table(run) == [
+            [NODE, target.service, target.backend, target.model, "started", "serving"],
+            [NODE, "llamacpp", "llamacpp", MODEL, "removed", "removed"],
+        ]
+        assert installed(fleet) == [f"inference-{target.service}"]
+        (entry,) = fleet.fragments()[NODE]["services"]
+        assert (entry["name"], entry["backend"], entry["model"]) == (target.service, target.backend, target.model)
+        assert fleet.ask(model=target.model)
+
+        # With the lines that it printed site.yml finds all as it should be.
+        fleet.set_host_vars(NODE, host_vars(run))
+        started = fleet.container_started(NODE, target.service)
+        assert fleet.converge("-l", NODE, *catalog.arguments).changed == {NODE: 0}
+        assert fleet.container_started(NODE, target.service) == started
+
+        back = [f"service={target.service}", "backend=llamacpp", f"model={MODEL}", "way=window"]
+        run, load = switch(fleet, *back, *catalog.arguments[1:])
+        assert run.rc == 0, run.output[-4000:]
+        assert load.failures == []
+        assert "in a window: the old one stops first" in run.output
+        assert [row[1:] for row in table(run)] == [
+            ["llamacpp", "llamacpp", MODEL, "started", "serving"],
+            [target.service, target.backend, target.model, "removed", "removed"],
+        ]
+        assert installed(fleet) == ["inference-llamacpp"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_service_is_switched_and_no_request_is_lost(fleet: Fleet, catalog: Catalog, target: Target) -> None:
+    switch_and_back(fleet, catalog, target)
+
+
+@pytest.mark.parametrize("way", ["beside", "window"])
+def test_what_does_not_start_leaves_the_old_service(fleet: Fleet, catalog: Catalog, way: str) -> None:
+    before = fleet.container_started(NODE)
+    with put_back(fleet):
+        run, load = switch(fleet, f"model={BROKEN}", f"way={way}", *catalog.arguments[1:])
+        assert run.rc == 2, run.output[-4000:]
+        assert load.failures == []
+        said = " ".join(run.output.split())
+        assert f"{NODE}: llamacpp was not switched, and is what it was before" in said
+        assert "failed to load model" in said
+        assert installed(fleet) == ["inference-llamacpp"]
+        assert (fleet.container_started(NODE) == before) == (way == "beside")
+        (entry,) = fleet.fragments()[NODE]["services"]
+        assert (entry["name"], entry["model"], entry["stopped"]) == ("llamacpp", MODEL, False)
+
+
+def test_a_check_tells_and_changes_nothing(fleet: Fleet, catalog: Catalog) -> None:
+    before = fleet.container_started(NODE), fleet.fragments()
+    run = fleet.play("--check", "-l", NODE, "-e", f"model={COPY}", *catalog.arguments, playbook="playbooks/switch.yml")
+    assert run.rc == 0, run.output[-4000:]
+    assert table(run) == [
+        [NODE, "llamacpp-2", "llamacpp", COPY, "would be started", "-"],
+        [NODE, "llamacpp", "llamacpp", MODEL, "would be removed", "serving"],
+    ]
+    assert host_vars(run) == {"inference_services": [{"name": "llamacpp-2", "backend": "llamacpp", "model": COPY}]}
+    assert (fleet.container_started(NODE), fleet.fragments()) == before
