@@ -162,12 +162,19 @@ class Fleet:
         return pieces
 
     def ask_while(
-        self, happening: Callable[[], object], *, clients: int = 3, more: int = 25, streaming: int = 0
+        self,
+        happening: Callable[[], object],
+        *,
+        clients: int = 3,
+        more: int = 25,
+        streaming: int = 0,
+        pause: float = 0,
     ) -> Load:
         """Send requests from some clients, do something in the middle, and go on until ``more`` were answered after it.
 
-        The last ``streaming`` clients have longer answers streamed. The end is a number of answers and not a time,
-        because the machine may be slow; 90 s without them are a failure.
+        The last ``streaming`` clients have longer answers streamed; a ``pause`` (seconds) after each answer leaves the
+        machine time for what happens. The end is a number of answers and not a time, because the machine may be slow;
+        90 s without them are a failure.
         """
         stop = threading.Event()
         load = Load(0, [])
@@ -187,6 +194,7 @@ class Fleet:
                 else:
                     with lock:
                         load.answered += 1
+                stop.wait(pause)
 
         def wait_for(answers: int) -> None:
             deadline = time.monotonic() + 90

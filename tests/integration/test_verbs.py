@@ -121,7 +121,7 @@ def test_models_lists_what_each_store_has(fleet: Fleet) -> None:
 
 def test_a_node_is_stopped_and_started_and_no_request_is_lost(fleet: Fleet) -> None:
     runs: list[Run] = []
-    load = fleet.ask_while(lambda: runs.append(verb(fleet, "stop", "-l", "gpu-01")), streaming=1)
+    load = fleet.ask_while(lambda: runs.append(verb(fleet, "stop", "-l", "gpu-01")), streaming=1, more=10, pause=0.3)
     assert load.failures == []
     assert "their requests are cut" not in runs[0].output
     assert table(runs[0]) == [row("gpu-01", "stopped", "stopped")]
@@ -133,12 +133,16 @@ def test_a_node_is_stopped_and_started_and_no_request_is_lost(fleet: Fleet) -> N
         # Neither the target nor a restart of the node brings it back.
         fleet.shell("gpu-01", "systemctl start inference-fleet.target")
         host.podman("restart", "--time", "20", f"inference-fleet-{SET}-gpu-01")
-        fleet.shell("gpu-01", "systemctl is-system-running --wait", check=False)
+        fleet.shell(
+            "gpu-01", "timeout 60 sh -c 'until systemctl is-active --quiet multi-user.target; do sleep 0.5; done'"
+        )
         assert fleet.shell("gpu-01", "systemctl is-active inference-llamacpp", check=False).strip() == "inactive"
         assert fleet.shell("gpu-01", "docker ps --all --quiet") == ""
         assert fleet.ask()
     finally:
-        load = fleet.ask_while(lambda: runs.append(verb(fleet, "start", "-l", "gpu-01")), streaming=1)
+        load = fleet.ask_while(
+            lambda: runs.append(verb(fleet, "start", "-l", "gpu-01")), streaming=1, more=10, pause=0.3
+        )
     assert load.failures == []
     assert table(runs[1]) == [row("gpu-01", "started", "serving")]
     assert away(fleet) == {"gpu-01": [False], "gpu-02": [False]}
@@ -147,7 +151,9 @@ def test_a_node_is_stopped_and_started_and_no_request_is_lost(fleet: Fleet) -> N
 def test_services_restart_in_turn_and_no_request_is_lost(fleet: Fleet) -> None:
     before = {node: fleet.container_started(node) for node in NODES}
     told: list[Any] = []
-    load = fleet.ask_while(lambda: told.append(document(fleet, "restart", "-e", "service=llamacpp")), streaming=1)
+    load = fleet.ask_while(
+        lambda: told.append(document(fleet, "restart", "-e", "service=llamacpp")), streaming=1, more=10, pause=0.3
+    )
     assert load.failures == []
     assert [(item["node"], item["done"], item["state"]) for item in told[0]["services"]] == [
         ("gpu-01", "restarted", "serving"),
@@ -164,7 +170,9 @@ def test_a_removed_service_is_gone_and_its_data_go_when_asked(fleet: Fleet) -> N
     )
     try:
         runs: list[Run] = []
-        load = fleet.ask_while(lambda: runs.append(verb(fleet, "remove", "-l", "gpu-02", "-e", "service=llamacpp")))
+        load = fleet.ask_while(
+            lambda: runs.append(verb(fleet, "remove", "-l", "gpu-02", "-e", "service=llamacpp")), more=10, pause=0.3
+        )
         assert load.failures == []
         assert table(runs[0]) == [row("gpu-02", "removed", "removed")]
         assert fleet.shell("gpu-02", leftovers, check=False) == ""

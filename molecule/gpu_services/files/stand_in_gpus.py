@@ -42,7 +42,7 @@ AMD = {
     f"{PCI}/mem_info_vram_total": str(MI300X_BYTES),
     f"{PCI}/mem_info_vram_used": "297762816",
     f"{PCI}/drm/renderD128/dev": "226:128",
-    "sys/module/amdgpu/version": "6.16.6",
+    "sys/module/amdgpu/initstate": "live",
     f"{NODE}/properties": "\n".join(
         [
             "cpu_cores_count 0",
@@ -79,7 +79,9 @@ def main(vendor: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content + "\n")
     driver = {"nvidia": "nvidia", "amd": "amdgpu"}[vendor]
-    (TREE / PCI / "driver").symlink_to(f"../../../../bus/pci/drivers/{driver}")
+    link = TREE / PCI / "driver"
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"../../../../bus/pci/drivers/{driver}")
     for place in ("sys/bus/pci/devices", "sys/class", "sys/module"):
         if (TREE / place).is_dir():
             options = f"lowerdir={TREE / place}:/{place}"
@@ -89,6 +91,11 @@ def main(vendor: str) -> None:
         for name in ("nvidiactl", "nvidia-uvm", "nvidia0"):
             make_node(f"/dev/{name}", "root", 0o666)
     else:
+        # The kernel has the driver, as far as depmod knows.
+        modules, driver = Path("/lib/modules", os.uname().release), "kernel/drivers/gpu/drm/amd/amdgpu/amdgpu.ko.xz"
+        (modules / driver).parent.mkdir(parents=True, exist_ok=True)
+        (modules / driver).touch()
+        (modules / "modules.dep").write_text(f"{driver}:\n")
         make_node("/dev/kfd", "render", 0o660)
         make_node("/dev/dri/renderD128", "render", 0o660)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import PurePosixPath
 from typing import Any
@@ -47,13 +46,18 @@ def files(host: Any, folder: PurePosixPath) -> set[str]:
 
 def blobs(host: Any, folder: PurePosixPath) -> set[str]:
     """Names of a folder's files, once each name was found to be the file's own checksum."""
-    names = host.check_output("ls %s", str(folder)).split()
-    for name in names:
-        file = host.file(str(folder / name))
-        git = hashlib.sha1(b"blob %d\0" % file.size + file.content).hexdigest() if len(name) == 40 else ""
-        assert name.removeprefix("sha256-") == (git or file.sha256sum), name
-        assert file.mode == 0o644, name
-    return set(names)
+    program = (
+        "import hashlib, pathlib, sys\n"
+        "for file in pathlib.Path(sys.argv[1]).iterdir():\n"
+        "    content = file.read_bytes()\n"
+        "    git = hashlib.sha1(b'blob %d' % len(content) + bytes(1) + content).hexdigest()\n"
+        "    digest = git if len(file.name) == 40 else hashlib.sha256(content).hexdigest()\n"
+        "    print(file.name, digest, oct(file.stat().st_mode))"
+    )
+    found = [line.split() for line in host.check_output("python3 -c %s %s", program, str(folder)).splitlines()]
+    for name, digest, mode in found:
+        assert (name.removeprefix("sha256-"), mode) == (digest, "0o100644")
+    return {name for name, _digest, _mode in found}
 
 
 def test_the_bytes_are_the_catalogs(host: Any, wanted: dict[str, Any], path: str) -> None:

@@ -245,7 +245,9 @@ class SglangBackend(tensor_engines.TensorEngine):
             granted = self.granted(request, setting, share)
             cache = self.granted_kv_cache(request, setting, granted)
             reason = "wished" if granted == allowed else reason
-        part = tensor_engines.fraction(need.weights + cache + ROUNDING, max(1, free), FRACTION_DIGITS)
+        # On a CPU all that begins on the host meanwhile is measured as its own; --max-total-tokens is the limit there.
+        room = ROUNDING if request.units else need.overhead
+        part = tensor_engines.fraction(need.weights + cache + room, max(1, free), FRACTION_DIGITS)
         if on_host:
             part = min(HOST_MOST_FRACTION, part)
         arguments = ["--mem-fraction-static", str(part)]

@@ -126,3 +126,18 @@ def test_no_node_is_touched_when_one_cannot_be_switched(fleet: Fleet) -> None:
     assert done.returncode == 2
     assert "gpu-02]: FAILED! => gpu-02: service is 'chat', which the node does not serve; known: talk\n" in done.stdout
     assert "Keep the models in the store" not in done.stdout
+
+
+def test_a_program_gets_one_document_also_of_what_failed(fleet: Fleet) -> None:
+    fleet.node("gpu-01", {**CHAT, "address": "0.0.0.0", "port": 8005})
+    fleet.node("gpu-02", {**CHAT, "address": "0.0.0.0", "port": 8005})
+    done = fleet.run("playbooks/switch.yml", *SWITCH, "-e", "way=window", "-e", "format=json", gateways=True)
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {
+        "schema_version": 1,
+        "verb": "switch",
+        "check": True,
+        "nodes": {},
+        "not_switched": ["gpu-01", "gpu-02"],
+    }
+    assert "gpu-01: chat was not switched, and is what it was before;" in done.stderr

@@ -215,6 +215,9 @@ def test_a_gateway_that_cannot_be_told_stops_a_stop(tmp_path: Path) -> None:
     assert fleet.calls == []
     assert table(ran.stdout)[0][4:] == ["not reached", "serving"]
 
+    # Also of a restart, which asks the gateways first what else serves the same.
+    assert "gpu-01: restart touches nothing, because" in fleet.play("restart").stdout
+
     forced = fleet.play("stop", "-e", "force=true")
     # The service is stopped, and the gateway that does not know stays an error.
     assert table(forced.stdout)[0][4:] == ["stopped", "stopped"], forced.stdout

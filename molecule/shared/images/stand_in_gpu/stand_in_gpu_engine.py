@@ -8,7 +8,7 @@ and says in the log and to the readiness program what the original says. What it
 
 It is called as the original is; the name tells which one. The file /stand-in-gpu has the variant, cuda or rocm. A CUDA
 device is what the node's stand-in CDI specification gives: device nodes, and STAND_IN_GPU. Devices of ROCm are those
-that the kernel has, and must be open to the process's user.
+that the kernel has, and must be open to the process's user. STAND_IN_NO_GPU=1 is a driver that does not answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 #: Seconds from the program's start until the model has loaded.
-LOAD_SECONDS = float(os.environ.get("STAND_IN_LOAD_SECONDS", "3"))
+LOAD_SECONDS = float(os.environ.get("STAND_IN_LOAD_SECONDS", "1.5"))
 VARIANT = Path("/stand-in-gpu")
 WORD = "Paris"
 
@@ -60,6 +60,8 @@ def end(text: str, status: int = 1) -> NoReturn:
 
 def devices(variant: str) -> list[str]:
     """Return the GPUs that the process can use."""
+    if os.environ.get("STAND_IN_NO_GPU"):
+        return []
     if variant == "cuda":
         gpu = os.environ.get("STAND_IN_GPU")
         return [gpu] if gpu and _opens("/dev/nvidiactl") and _opens("/dev/nvidia-uvm") else []
@@ -169,7 +171,9 @@ class LlamaCpp(Engine):
             if name.startswith("LLAMA_ARG_") and option in LLAMACPP_REMOVED:
                 end(f'error while handling environment variable "{name}": the argument has been removed')
         model = Path(os.environ.get("LLAMA_ARG_MODEL", ""))
-        super().__init__(os.environ.get("LLAMA_ARG_ALIAS", model.name), int(os.environ.get("LLAMA_ARG_PORT", "8080")), variant)
+        super().__init__(
+            os.environ.get("LLAMA_ARG_ALIAS", model.name), int(os.environ.get("LLAMA_ARG_PORT", "8080")), variant
+        )
         kind = {"cuda": "CUDA", "rocm": "ROCm"}[variant]
         known = [f"{kind}{number}" for number in range(len(self.gpus))]
         if not known:

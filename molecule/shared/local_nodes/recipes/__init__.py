@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import litellm, llamacpp, ollama, stand_in_gpu, vllm
+from . import litellm, llamacpp, ollama, sglang, stand_in_gpu, vllm
 from .base import Recipe
 
 #: What a fleet of llama.cpp services needs: images that local nodes have unless their inventory names others.
@@ -18,5 +18,6 @@ def recipes(engines: dict[str, Any]) -> dict[str, Recipe]:
     Args:
         engines: ``inference_engines`` of the project's own version table.
     """
-    found = [recipe for module in (llamacpp, litellm, ollama, vllm, stand_in_gpu) for recipe in module.recipes(engines)]
+    modules = (llamacpp, litellm, ollama, sglang, vllm, stand_in_gpu)
+    found = [recipe for module in modules for recipe in module.recipes(engines)]
     return {recipe.name: recipe for recipe in found}

@@ -4,25 +4,26 @@
 from __future__ import annotations
 
 import functools
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 from ..node_images import mmdebstrap
 from ..settings import cache_dir
-from ..shell import run
 from .base import IMAGES_FOLDER, Recipe, import_image
 
 PROGRAM = IMAGES_FOLDER / "stand_in_gpu" / "stand_in_gpu_engine.py"
 #: Below this in the local registry, so that nobody takes a stand-in for the image whose name it has.
 FOLDER = "stand-in-gpu"
 #: Where the originals have their programs, and how they are started.
-_LAUNCH = "/usr/lib/python3/dist-packages/sglang/launch_server.py"
+_LAUNCH = "usr/lib/python3/dist-packages/sglang/launch_server.py"
 _PLACES = {
-    "llamacpp": ("/app/llama-server", ["ENV LLAMA_ARG_HOST=0.0.0.0", 'ENTRYPOINT ["/app/llama-server"]']),
-    "ollama": ("/bin/ollama", ["ENV OLLAMA_HOST=0.0.0.0:11434", 'ENTRYPOINT ["/bin/ollama"]', 'CMD ["serve"]']),
+    "llamacpp": ("app/llama-server", ["ENV LLAMA_ARG_HOST=0.0.0.0", 'ENTRYPOINT ["/app/llama-server"]']),
+    "ollama": ("usr/bin/ollama", ["ENV OLLAMA_HOST=0.0.0.0:11434", 'ENTRYPOINT ["/bin/ollama"]', 'CMD ["serve"]']),
     "sglang": (_LAUNCH, ['CMD ["/bin/bash"]']),
-    "vllm": ("/usr/local/bin/vllm", ['ENTRYPOINT ["vllm", "serve"]']),
+    "vllm": ("usr/local/bin/vllm", ['ENTRYPOINT ["vllm", "serve"]']),
 }
 
 
@@ -34,14 +35,13 @@ def _build(engine: str, tier: str, image: str, folder: Path) -> None:
         mmdebstrap("trixie", ["python3"], folder / "base.tar", "--variant=essential")
         shutil.move(folder / "base.tar", base)
     place, changes = _PLACES[engine]
-    payload = folder / "payload"
-    program = payload / place.lstrip("/").replace("bin/", "usr/bin/", int(place.startswith("/bin/")))
-    program.parent.mkdir(parents=True)
-    shutil.copy(PROGRAM, program)
-    program.chmod(0o755)
-    (payload / "stand-in-gpu").write_text(f"{tier}\n")
     shutil.copy(base, archive)
-    run(["tar", "--append", f"--file={archive}", "--owner=0", "--group=0", f"--directory={payload}", "."])
+    # Without their folders, which the archive may have.
+    with tarfile.open(archive, "a") as tar:
+        for name, content in ((place, PROGRAM.read_bytes()), ("stand-in-gpu", f"{tier}\n".encode())):
+            entry = tarfile.TarInfo(f"./{name}")
+            entry.size, entry.mode = len(content), 0o755
+            tar.addfile(entry, io.BytesIO(content))
     port = {"llamacpp": 8080, "ollama": 11434, "sglang": 30000, "vllm": 8000}[engine]
     import_image(archive, image, [*changes, f"EXPOSE {port}"])
 

