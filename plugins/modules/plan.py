@@ -30,7 +30,7 @@ notes:
     for C(inference_workload) among C(inference_backends) (all when not set), gated models only with
     C(inference_gated_models); or else C(inference_backends) with C(llamacpp_model), C(llamacpp_port),
     C(llamacpp_ctx_size), C(llamacpp_parallel), C(llamacpp_kv_cache_type), C(llamacpp_quantization), C(llamacpp_gpus),
-    C(llamacpp_gpu_layers), which are also the defaults of an entry of C(inference_services); C(llamacpp_extra_env);
+    C(llamacpp_gpu_layers), which are also the defaults of an entry of C(inference_services); C(llamacpp_env);
     C(inference_address), C(inference_tier), C(inference_models_path), C(inference_image_registries); the catalog
     C(inference_models) and C(inference_engines).
 attributes:

@@ -548,13 +548,13 @@ def _refuse_environment(situation: Situation) -> None:
         newer = _REMOVED.get(name.replace("LLAMA_ARG_NO_", "LLAMA_ARG_"))
         if newer is not None:
             raise PlanError(
-                f"{situation.host}: llamacpp_extra_env sets {name}, which llama.cpp does not have any more; leave it "
+                f"{situation.host}: llamacpp_env sets {name}, which llama.cpp does not have any more; leave it "
                 f"out and use {newer} in llamacpp_extra_args"
             )
         instead = undoing(name)
         if instead is not None:
             raise PlanError(
-                f"{situation.host}: llamacpp_extra_env sets {name}, which would undo the plan; leave it out: {instead}"
+                f"{situation.host}: llamacpp_env sets {name}, which would undo the plan; leave it out: {instead}"
             )
 
 

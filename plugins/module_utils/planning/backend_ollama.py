@@ -304,7 +304,7 @@ def _refuse(request: Request, situation: Situation) -> None:
     if situation.extra_arguments:
         raise PlanError(
             f"{situation.host}: ollama_extra_args has {situation.extra_arguments[0]}, and ollama serve takes no "
-            "arguments; leave it out and use ollama_extra_env"
+            "arguments; leave it out and use ollama_env"
         )
     if (request.parallel or 1) > 1 and _all_serial(request):
         names = " and ".join(model.name for model in _models(request))
@@ -321,11 +321,11 @@ def _with_extra(situation: Situation, env: dict[str, str]) -> dict[str, str]:
         setting = _SETTING_OF.get(plain)
         if plain in env or setting:
             remedy = f"leave it out and set {setting}" if setting else "leave it out"
-            raise PlanError(f"{situation.host}: ollama_extra_env sets {name}, which the plan sets; {remedy}")
+            raise PlanError(f"{situation.host}: ollama_env sets {name}, which the plan sets; {remedy}")
         instead = _UNDOING.get(name) or backend_llamacpp.undoing(name)
         if instead is not None:
             raise PlanError(
-                f"{situation.host}: ollama_extra_env sets {name}, which would undo the plan; leave it out: "
+                f"{situation.host}: ollama_env sets {name}, which would undo the plan; leave it out: "
                 + instead.replace("llamacpp_", "ollama_")
             )
     return dict(sorted({**env, **situation.extra_environment}.items()))

@@ -318,7 +318,7 @@ def _match(name: str, known: Iterable[str]) -> str | None:
 
 
 def _check_variable(host: str, rules: Extras, name: str, env: Mapping[str, str]) -> None:
-    where = f"{host}: {rules.backend}_extra_env"
+    where = f"{host}: {rules.backend}_env"
     if name in env:
         raise PlanError(f"{where} sets {name}, which the plan sets; leave it out")
     reason = rules.variables.get(name)

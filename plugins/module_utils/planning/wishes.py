@@ -348,7 +348,7 @@ class _Parser:
             memory_share=each(self._share, *read("memory_share")),
             max_loaded_models=each(self._integer, *read("max_loaded_models"), 1),
             extra_args=each(self._arguments, f"{backend}_extra_args", self._raw.get(f"{backend}_extra_args")) or (),
-            extra_env=each(self._environment, f"{backend}_extra_env", self._raw.get(f"{backend}_extra_env")) or {},
+            extra_env=each(self._environment, f"{backend}_env", self._raw.get(f"{backend}_env")) or {},
         )
 
     def _models(

@@ -41,7 +41,7 @@ SAME_WISHES = [
     ("rtx3090", {"llamacpp_model": "qwen3-32b", "llamacpp_gpu_layers": 40, "llamacpp_kv_cache_type": "q8_0"}),
     ("t4", {"llamacpp_model": "qwen3-8b"}),
     ("gb10", {"llamacpp_model": "qwen3-32b"}),
-    ("rx7900", {"llamacpp_model": "qwen3-8b", "llamacpp_extra_env": {"LLAMA_ARG_TIMEOUT": "900"}}),
+    ("rx7900", {"llamacpp_model": "qwen3-8b", "llamacpp_env": {"LLAMA_ARG_TIMEOUT": "900"}}),
     ("arc", {"llamacpp_model": "qwen3-8b"}),
 ]
 
@@ -69,7 +69,7 @@ def test_a_plan_of_one_unit_starts_the_same_server(machine, wishes):
             MACHINES[machine],
             served_name=planned["model"],
             prompt_cache_bytes=cache,
-            extra_environment=wishes.get("llamacpp_extra_env", {}),
+            extra_environment=wishes.get("llamacpp_env", {}),
         ),
     )
     assert launch.environment == planned["env"]
@@ -301,7 +301,7 @@ def test_a_small_cpu_node():
 )
 def test_variables_that_undo_the_plan_are_refused(extra, text):
     asked = request(BACKEND, "qwen3-8b", 1)
-    with pytest.raises(PlanError, match=r"^gpu-01: llamacpp_extra_env sets ") as error:
+    with pytest.raises(PlanError, match=r"^gpu-01: llamacpp_env sets ") as error:
         BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES["rtx3090"], extra_environment=extra))
     assert text in str(error.value)
 
@@ -354,7 +354,7 @@ def test_variables_that_are_gone_are_refused(name):
     """They would have no effect, and nobody would be told."""
     asked = request(BACKEND, "qwen3-8b", 1)
     here = situation(BACKEND, MACHINES["rtx3090"], extra_environment={name: "1"})
-    with pytest.raises(PlanError, match=rf"^gpu-01: llamacpp_extra_env sets {name}, which llama.cpp does not have any"):
+    with pytest.raises(PlanError, match=rf"^gpu-01: llamacpp_env sets {name}, which llama.cpp does not have any"):
         BACKEND.launch(asked, first(asked), here)
 
 

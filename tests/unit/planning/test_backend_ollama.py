@@ -268,7 +268,7 @@ def test_layers_of_a_further_model_stay_in_host_memory():
 )
 def test_variables_that_undo_the_plan_are_refused(extra, text):
     asked = request(BACKEND, "qwen3-8b", 1)
-    with pytest.raises(PlanError, match=r"^gpu-01: ollama_extra_env sets ") as error:
+    with pytest.raises(PlanError, match=r"^gpu-01: ollama_env sets ") as error:
         BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES["rtx3090"], extra_environment=extra))
     assert text in str(error.value)
 

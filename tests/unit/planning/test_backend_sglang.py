@@ -300,7 +300,7 @@ def test_extra_arguments_that_undo_the_plan_are_refused(argument, remedy):
 def test_extra_variables():
     wanted = request(BACKEND, "qwen3-0.6b")
     for name in ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "NVIDIA_VISIBLE_DEVICES", "SGLANG_USE_MODELSCOPE"):
-        with pytest.raises(PlanError, match=f"sglang_extra_env sets {name}, which"):
+        with pytest.raises(PlanError, match=f"sglang_env sets {name}, which"):
             BACKEND.launch(wanted, setting(wanted, 4096), situation(BACKEND, extra_environment={name: "1"}))
     place = situation(BACKEND, extra_arguments=("--tool-call-parser", "auto"), extra_environment={"NCCL_DEBUG": "INFO"})
     started = BACKEND.launch(wanted, setting(wanted, 4096), place)

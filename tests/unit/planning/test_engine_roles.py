@@ -123,7 +123,7 @@ def template(backend: str, plan: dict[str, Any], facts: dict[str, Any], **more: 
 @pytest.mark.parametrize("machine", ["cpu", "h100"])
 def test_the_role_hands_on_what_the_plan_decides(backend: str, machine: str) -> None:
     facts = CPU if machine == "cpu" else MACHINES["h100"]
-    plan = planned(facts, {"backend": backend, "model": "qwen3-0.6b"}, **{f"{backend}_extra_env": {"A": "b"}})
+    plan = planned(facts, {"backend": backend, "model": "qwen3-0.6b"}, **{f"{backend}_env": {"A": "b"}})
     templar, tasks = template(backend, plan, facts, inference_models_path="/srv/models")
     assert templar.template(tasks["Remove services that the plan no longer names"]["loop"]) == []
     (wanted,) = templar.template(tasks["Serve"]["loop"])
