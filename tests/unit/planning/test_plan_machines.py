@@ -373,9 +373,7 @@ def test_tier_override():
 
 
 def test_extra_environment():
-    (service,) = plan(MACHINES["cpu"], llamacpp_env={"LLAMA_ARG_JINJA": True, "LLAMA_ARG_BATCH": 1024})[
-        "services"
-    ]
+    (service,) = plan(MACHINES["cpu"], llamacpp_env={"LLAMA_ARG_JINJA": True, "LLAMA_ARG_BATCH": 1024})["services"]
     assert service["env"]["LLAMA_ARG_JINJA"] == "true"
     assert service["env"]["LLAMA_ARG_BATCH"] == "1024"
 

@@ -427,7 +427,5 @@ def test_the_suggested_setting_fits():
 
 def test_a_secret_is_not_in_the_sentence():
     with pytest.raises(PlanError) as refused:
-        plan_node(
-            CPU, {"host": "g", "llamacpp_model": "qwen3-8b", "llamacpp_env": {"HF_TOKEN": "s3cret"}}, CATALOG
-        )
+        plan_node(CPU, {"host": "g", "llamacpp_model": "qwen3-8b", "llamacpp_env": {"HF_TOKEN": "s3cret"}}, CATALOG)
     assert "s3cret" not in str(refused.value)
