@@ -18,7 +18,7 @@ tests/lint.sh
 part "Unit tests"
 pytest -q tests/unit
 part "Engine images"
-python -m local_nodes images litellm llamacpp llamacpp-vulkan ollama vllm
+python -m local_nodes images litellm llamacpp llamacpp-vulkan ollama sglang vllm
 part "Integration and Molecule: real nodes"
 pytest -v tests/integration tests/molecule
 if ((SECONDS - start < slow_until)); then
