@@ -64,7 +64,7 @@ VARIABLES = (
     "inference_models_path",
     "inference_tier",
     *(f"{backend}_{names[backend]}" for names in SETTINGS.values() for backend in sorted(names)),
-    *(f"{backend}_extra_{what}" for backend in BACKENDS for what in ("args", "env")),
+    *(f"{backend}_{what}" for backend in BACKENDS for what in ("extra_args", "env")),
 )
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
