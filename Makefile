@@ -39,7 +39,7 @@ demo-down: setup ## Remove the demo's nodes, their volumes, its key, the local i
 	@$(BIN)/python inventory/demo/run.py --down
 
 .PHONY: test
-test: setup ## All tests: lint, unit, integration, every Molecule scenario; the slow ones where there is time
+test: setup ## All tests: lint, unit, integration, every Molecule scenario
 	@tests/run.sh
 
 .PHONY: lint
@@ -56,11 +56,7 @@ integration: setup ## Integration tests on a gateway and two local nodes
 
 .PHONY: molecule
 molecule: setup ## Every Molecule scenario; `make molecule SCENARIO=gateway` runs one
-	@$(BIN)/pytest -q tests/molecule $(if $(SCENARIO),-m nodes -k '$(SCENARIO)')
-
-.PHONY: test-slow
-test-slow: setup ## What `make test` leaves out where it has taken long already: SGLang
-	@$(BIN)/pytest -v -m slow tests/integration tests/molecule
+	@$(BIN)/pytest -q tests/molecule $(if $(SCENARIO),-k '$(SCENARIO)')
 
 .PHONY: collection
 collection: setup ## Build the collection's archive into dist/

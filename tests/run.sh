@@ -3,8 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 start=$SECONDS
-# The slow tests are run when the others took no longer than this many seconds.
-slow_until=${SLOW_UNTIL:-2700}
 
 part() {
   echo
@@ -19,13 +17,15 @@ part "Unit tests"
 pytest -q tests/unit
 part "Engine images"
 python -m local_nodes images litellm llamacpp llamacpp-vulkan ollama sglang vllm
-part "Integration and Molecule: real nodes"
-pytest -v tests/integration tests/molecule
-if ((SECONDS - start < slow_until)); then
-  part "Slow tests"
-  pytest -v -m slow tests/integration tests/molecule
-else
-  part "Slow tests are left to make test-slow: the others took more than $slow_until s"
-fi
+part "Real nodes: the integration tests' fleet beside the Molecule scenarios"
+# Both wait for nodes more than they compute. Each has nodes of its own.
+pytest -v tests/integration > >(sed -u 's/^/integration | /') 2>&1 &
+integration=$!
+trap 'kill "$integration" 2>/dev/null || true' EXIT
+status=0
+pytest -v tests/molecule || status=$?
+wait "$integration" || status=$?
+trap - EXIT
+((status == 0)) || exit "$status"
 echo
 echo "== All tests passed in $((SECONDS - start)) s"

@@ -22,9 +22,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     if not keep:
         nodes.down(SET)
     made = Fleet(tmp_path_factory.mktemp("fleet"))
+    nodes.up(SET, nodes.nodes_of_inventory(made.inventory))
     engine_images.ensure_engine_images(engine_images.images_of_inventory(made.inventory))
     model_hub.ensure_model_hub(model_hub.models_of_inventory(made.inventory) or [])
-    nodes.up(SET, nodes.nodes_of_inventory(made.inventory))
     made.converge()
     yield made
     if not keep:

@@ -16,12 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = sorted(file.parent for file in (ROOT / "molecule").glob("*/molecule.yml"))
-#: A scenario with a file of this name takes long, and is run where there is time.
-SLOW = "SLOW"
-SCENARIOS = [
-    pytest.param(folder.name, marks=[pytest.mark.slow] if (folder / SLOW).exists() else []) for folder in FOLDERS
-]
+SCENARIOS = sorted(file.parent.name for file in (ROOT / "molecule").glob("*/molecule.yml"))
 LIMIT_SECONDS = 900
 SHOWN_LINES = 150
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

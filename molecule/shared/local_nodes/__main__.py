@@ -59,12 +59,13 @@ def _main(arguments: argparse.Namespace) -> int:
             say(f"  ok stand-in vendor repositories are served on {url()}")
     elif arguments.command == "up":
         install_packages()
+        # The nodes first: whoever removes the last nodes takes registry and hub away.
+        nodes.up(arguments.set, nodes.nodes_of_inventory(arguments.inventory))
         if arguments.images:
             engine_images.ensure_engine_images(engine_images.images_of_inventory(arguments.inventory))
             models = models_of_inventory(arguments.inventory)
             if models is not None:
                 run_model_hub(models)
-        nodes.up(arguments.set, nodes.nodes_of_inventory(arguments.inventory))
     elif arguments.command == "down":
         nodes.down(None if arguments.set == "all" else arguments.set)
     elif arguments.command == "status":

@@ -178,9 +178,11 @@ def _containers(set_name: str | None = None) -> list[str]:
 
 def down(set_name: str | None) -> None:
     """Remove the nodes of a set (None: of every set) with their volumes; with the last one the network goes too."""
-    for container in _containers(set_name):
+    there = _containers(set_name)
+    for container in there:
         _remove(container)
-    if not _containers():
+    # Where there was nothing to remove, somebody else may be about to bring up the first nodes.
+    if (there or set_name is None) and not _containers():
         stop_registry()
         stop_vendor_repository()
         stop_model_hub()
