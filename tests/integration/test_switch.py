@@ -99,6 +99,8 @@ def put_back(fleet: Fleet) -> Iterator[None]:
         fleet.converge("-l", NODE)
         raise
     fleet.set_host_vars(NODE, None)
+    # The models that were switched to go from the store.
+    fleet.converge("-l", NODE, "-e", "model_store_prune=true")
     assert installed(fleet) == ["inference-llamacpp"]
     (entry,) = fleet.fragments()[NODE]["services"]
     assert (entry["name"], entry["model"], entry["port"], entry["stopped"]) == ("llamacpp", MODEL, 8005, False)
