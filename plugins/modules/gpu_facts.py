@@ -1114,8 +1114,13 @@ ansible_facts:
               type: str
               returned: always
             model:
-              description: Public name of the model.
+              description: Public name of the model, of several the first.
               type: str
+              returned: always
+            models:
+              description: Public names of all models that it serves.
+              type: list
+              elements: str
               returned: always
             port:
               description: Port.

@@ -30,7 +30,7 @@ notes:
     for C(inference_workload) among C(inference_backends) (all when not set), gated models only with
     C(inference_gated_models); or else C(inference_backends) with C(llamacpp_model), C(llamacpp_port),
     C(llamacpp_ctx_size), C(llamacpp_parallel), C(llamacpp_kv_cache_type), C(llamacpp_quantization), C(llamacpp_gpus),
-    C(llamacpp_gpu_layers), which are also the defaults of an entry of C(inference_services); C(llamacpp_extra_env);
+    C(llamacpp_gpu_layers), which are also the defaults of an entry of C(inference_services); C(llamacpp_env);
     C(inference_address), C(inference_tier), C(inference_models_path), C(inference_image_registries); the catalog
     C(inference_models) and C(inference_engines).
 attributes:
@@ -124,8 +124,15 @@ plan:
           type: str
           returned: always
         model:
-          description: Public name of the model.
+          description: Public name of the model, of several the first.
           type: str
+          returned: always
+        models:
+          description: >-
+            All models that it serves, its own first - name, quantization, context_length and parallel (what requests to
+            this model get), model_file and model_source.
+          type: list
+          elements: dict
           returned: always
         tier:
           description: The node's tier.
@@ -256,8 +263,10 @@ plan:
       returned: always
     models:
       description: >-
-        The model files that the services need, one a path, with every part of a split model - model, quantization,
-        path, size_bytes, sha256, source.
+        What the model store must hold for the services, as O(fleet.inference.model_store#module:models) takes it - of
+        each model, quantization, path and size_bytes; of a GGUF file, and of every part of a split one, sha256 and
+        source; of a repository of safetensors repository, revision and files (patterns, none for the usual ones); of
+        a model of the Ollama library ollama, its name there.
       type: list
       elements: dict
       returned: always

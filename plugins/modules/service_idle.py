@@ -63,37 +63,19 @@ waited_seconds:
   type: float
 """
 
-import json
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.fleet.inference.plugins.module_utils.services.connections import clients, wait_until_idle
+from ansible_collections.fleet.inference.plugins.module_utils.services.connections import counter, wait_until_idle
 from ansible_collections.fleet.inference.plugins.module_utils.services.engine import (
     DockerEngine,
     EngineError,
+    EngineUnavailable,
     cgroup_controllers,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.runner import Runner
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        # The service has just ended.
-        return ""
-
-
-def _port(config_root: str, service: str) -> Optional[int]:
-    """Return the port on which a service is published, as its service.json says."""
-    try:
-        port = json.loads(_text(os.path.join(config_root, "services", service, "service.json"))).get("port")
-    except (AttributeError, ValueError):
-        return None
-    return port if isinstance(port, int) else None
 
 
 def _installed(config_root: str) -> List[str]:
@@ -101,28 +83,6 @@ def _installed(config_root: str) -> List[str]:
     if not os.path.isdir(folder):
         return []
     return sorted(name for name in os.listdir(folder) if os.path.exists(os.path.join(folder, name, "service.json")))
-
-
-def _network(process: str) -> Optional[str]:
-    try:
-        return os.readlink(os.path.join(process, "ns", "net"))
-    except OSError:
-        return None
-
-
-def counter(pid_of: Callable[[str], Optional[int]], config_root: str, proc: str = "/proc") -> Callable[[str], int]:
-    """Return what counts the connections of a service's clients; ``pid_of`` knows the process of a container."""
-
-    def count(service: str) -> int:
-        pid = pid_of(f"inference-{service}")
-        if pid is None:
-            return 0
-        process = os.path.join(proc, str(pid))
-        shared = _network(process) == _network(os.path.join(proc, "self"))
-        tables = [_text(os.path.join(process, "net", table)) for table in ("tcp", "tcp6")]
-        return clients(tables, _port(config_root, service) if shared else None)
-
-    return count
 
 
 def main() -> None:
@@ -144,6 +104,9 @@ def main() -> None:
     started = time.monotonic()
     try:
         busy = wait_until_idle(count, names, 0 if module.check_mode else options["timeout_seconds"]) if names else {}
+    except EngineUnavailable:
+        # A service runs only as long as its unit is connected to the engine.
+        busy = {}
     except EngineError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, busy=busy, waited_seconds=round(time.monotonic() - started, 1))

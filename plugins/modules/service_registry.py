@@ -13,7 +13,7 @@ description:
   - Runs on a gateway. Writes one JSON file (fragment) a node into the registry, removes the fragments of nodes that
     left, and returns all fragments, from which the configurations of HAProxy and LiteLLM are made.
   - A fragment's C(drained) flag in the registry outlives publishing; what is passed matters only for a new fragment.
-    Its C(restarting) flag ends with publishing.
+    Its C(restarting) flag and the C(stopped) flags of its services end with publishing.
   - One call holds a lock on the registry, so that several runs may publish at the same time.
 options:
   registry_path:
@@ -34,6 +34,17 @@ options:
     description:
       - Nodes that a run restarts, or has restarted (V(false)); no new requests go to a node that restarts.
       - Nodes without a fragment are ignored.
+    type: dict
+    default: {}
+  stopped:
+    description:
+      - Services, by name in a dictionary for each node, that a run stops or restarts, or that serve again (V(false)).
+      - No new requests go to a service that is stopped.
+      - Nodes without a fragment and services that it does not have are ignored.
+    type: dict
+    default: {}
+  remove_services:
+    description: Names of services, in a list for each node, that go from its fragment.
     type: dict
     default: {}
   state_files:
@@ -82,6 +93,11 @@ EXAMPLES = r"""
             port: 8005
             context_length: 2048
             parallel: 4
+
+- name: Send no new requests to a service
+  fleet.inference.service_registry:
+    stopped:
+      gpu-01: {llamacpp: true}
 
 - name: Forget a node and ask for the state of a file
   fleet.inference.service_registry:
@@ -168,13 +184,24 @@ def sha256_of(path: str) -> Optional[str]:
 
 
 def merge(
-    present: Dict[str, Dict[str, Any]], given: List[Dict[str, Any]], remove: List[str], restarting: Dict[str, bool]
+    present: Dict[str, Dict[str, Any]], given: List[Dict[str, Any]], options: Dict[str, Any]
 ) -> Dict[str, Dict[str, Any]]:
-    """Return the registry as it should be: given fragments keep the drained flag that the registry knows."""
+    """Return the registry as it should be: given fragments keep the drained flag that the registry knows.
+
+    ``options`` are those of the module: remove, restarting, stopped and remove_services.
+    """
     wanted = {
-        node: dict(fragment, restarting=restarting.get(node, fragment["restarting"]))
+        node: dict(
+            fragment,
+            restarting=options["restarting"].get(node, fragment["restarting"]),
+            services=[
+                dict(service, stopped=options["stopped"].get(node, {}).get(service["name"], service["stopped"]))
+                for service in fragment["services"]
+                if service["name"] not in options["remove_services"].get(node, ())
+            ],
+        )
         for node, fragment in present.items()
-        if node not in remove
+        if node not in options["remove"]
     }
     for fragment in given:
         node = fragment["node"]
@@ -183,11 +210,17 @@ def merge(
     return wanted
 
 
-def _flags(restarting: Dict[str, Any]) -> Dict[str, bool]:
-    for node, value in restarting.items():
+def check_options(options: Dict[str, Any]) -> None:
+    """Raise :class:`GatewayError` for values that are not of the documented shape."""
+    for node, value in options["restarting"].items():
         if not isinstance(value, bool):
             raise GatewayError(f"restarting has {value!r} for the node {node}; use true or false.")
-    return restarting
+    for node, flags in options["stopped"].items():
+        if not isinstance(flags, dict) or not all(isinstance(value, bool) for value in flags.values()):
+            raise GatewayError(f"stopped has {flags!r} for the node {node}; use true or false for each service.")
+    for node, names in options["remove_services"].items():
+        if not isinstance(names, list):
+            raise GatewayError(f"remove_services has {names!r} for the node {node}; use a list of services.")
 
 
 def main() -> None:
@@ -198,6 +231,8 @@ def main() -> None:
             "fragments": {"type": "list", "elements": "dict", "default": []},
             "remove": {"type": "list", "elements": "str", "default": []},
             "restarting": {"type": "dict", "default": {}},
+            "stopped": {"type": "dict", "default": {}},
+            "remove_services": {"type": "dict", "default": {}},
             "state_files": {"type": "list", "elements": "path", "default": []},
             "services": {"type": "list", "elements": "str", "default": []},
             "config_root": {"type": "path", "default": "/etc/inference-fleet"},
@@ -209,6 +244,7 @@ def main() -> None:
     lock: Optional[int] = None
     try:
         given = validate_fragments(module.params["fragments"])
+        check_options(module.params)
         both = sorted({fragment["node"] for fragment in given} & set(module.params["remove"]))
         if both:
             raise GatewayError(f"The node {both[0]} is in fragments and in remove; name it in one of them.")
@@ -218,7 +254,7 @@ def main() -> None:
             lock = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(lock, fcntl.LOCK_EX)
         present = read_registry(path)
-        wanted = merge(present, given, module.params["remove"], _flags(module.params["restarting"]))
+        wanted = merge(present, given, module.params)
         written = sorted(node for node, fragment in wanted.items() if present.get(node) != fragment)
         removed = sorted(node for node in present if node not in wanted)
         if not module.check_mode:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from fleet_under_test import SET, Fleet
-from local_nodes import engine_images, host, nodes
+from local_nodes import engine_images, host, model_hub, nodes
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +21,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     keep = bool(os.environ.get("KEEP_NODES"))
     if not keep:
         nodes.down(SET)
-    engine_images.ensure_engine_images()
     made = Fleet(tmp_path_factory.mktemp("fleet"))
     nodes.up(SET, nodes.nodes_of_inventory(made.inventory))
+    engine_images.ensure_engine_images(engine_images.images_of_inventory(made.inventory))
+    model_hub.ensure_model_hub(model_hub.models_of_inventory(made.inventory) or [])
     made.converge()
     yield made
     if not keep:

@@ -24,6 +24,7 @@ from local_nodes import host, nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m-instruct"
+QUESTION = "What is the capital of France?"
 SET = "integration"
 ADDRESSES = {"gateway-01": "10.214.77.20", "gpu-01": "10.214.77.21", "gpu-02": "10.214.77.22"}
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
@@ -31,11 +32,12 @@ RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+f
 
 @dataclasses.dataclass
 class Run:
-    """One ansible-playbook run: exit code, all output, and per host the counts of its recap."""
+    """One ansible-playbook run: exit code, all output, what was on standard output, and each host's recap."""
 
     rc: int
     output: str
     seconds: float
+    stdout: str = ""
 
     @property
     def recap(self) -> dict[str, dict[str, int]]:
@@ -82,7 +84,7 @@ class Fleet:
             timeout=900,
             env={**os.environ, **settings, **(env or {})},
         )
-        return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - start)
+        return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - start, done.stdout)
 
     def converge(self, *arguments: str) -> Run:
         """Run site.yml and insist on success."""
@@ -142,30 +144,57 @@ class Fleet:
     def ask(self, *, tokens: int = 4, model: str = MODEL, client: openai.OpenAI | None = None) -> str:
         """One chat question; returns the words."""
         answer = (client or self.client()).chat.completions.create(
-            model=model, messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=tokens
+            model=model, messages=[{"role": "user", "content": QUESTION}], max_tokens=tokens
         )
         return answer.choices[0].message.content or ""
 
-    def ask_while(self, happening: Callable[[], object], *, clients: int = 3, more: int = 25) -> Load:
+    def ask_streaming(self, *, tokens: int = 4, model: str = MODEL, client: openai.OpenAI | None = None) -> int:
+        """One streamed chat question; returns the number of pieces of an answer that came to its end."""
+        pieces = 0
+        reason = None
+        for chunk in (client or self.client()).chat.completions.create(
+            model=model, messages=[{"role": "user", "content": QUESTION}], max_tokens=tokens, stream=True
+        ):
+            pieces += 1
+            reason = chunk.choices[0].finish_reason if chunk.choices else reason
+        if reason not in ("stop", "length"):
+            raise openai.OpenAIError(f"a stream ended after {pieces} pieces without its end")
+        return pieces
+
+    def ask_while(
+        self,
+        happening: Callable[[], object],
+        *,
+        clients: int = 3,
+        more: int = 25,
+        streaming: int = 0,
+        pause: float = 0,
+    ) -> Load:
         """Send requests from some clients, do something in the middle, and go on until ``more`` were answered after it.
 
-        The end is a number of answers and not a time, because the machine may be slow; 90 s without them are a failure.
+        The last ``streaming`` clients have longer answers streamed; a ``pause`` (seconds) after each answer leaves the
+        machine time for what happens. The end is a number of answers and not a time, because the machine may be slow;
+        90 s without them are a failure.
         """
         stop = threading.Event()
         load = Load(0, [])
         lock = threading.Lock()
         client = self.client()
 
-        def worker() -> None:
+        def worker(number: int) -> None:
             while not stop.is_set():
                 try:
-                    self.ask(client=client)
-                except openai.OpenAIError as error:
+                    if number < clients - streaming:
+                        self.ask(client=client)
+                    else:
+                        self.ask_streaming(client=client, tokens=40)
+                except Exception as error:
                     with lock:
                         load.failures.append(f"{type(error).__name__}: {error}")
                 else:
                     with lock:
                         load.answered += 1
+                stop.wait(pause)
 
         def wait_for(answers: int) -> None:
             deadline = time.monotonic() + 90
@@ -174,7 +203,7 @@ class Fleet:
                 time.sleep(0.05)
 
         with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-            running = [pool.submit(worker) for _ in range(clients)]
+            running = [pool.submit(worker, number) for number in range(clients)]
             try:
                 wait_for(2 * clients)
                 happening()

@@ -72,7 +72,7 @@ def test_nodes_restart_one_after_the_other_and_no_request_is_lost(fleet: Fleet) 
 
 def test_a_new_setting_that_does_not_work_is_taken_back(fleet: Fleet) -> None:
     """llama-server refuses an unknown value; the service that ran before answers again."""
-    run = fleet.play("-l", "gpu-01", "-e", '{"llamacpp_extra_env": {"LLAMA_ARG_NUMA": "nonsense"}}')
+    run = fleet.play("-l", "gpu-01", "-e", '{"llamacpp_env": {"LLAMA_ARG_NUMA": "nonsense"}}')
     assert run.rc != 0
     assert "gpu-01" in run.output
     assert "again" in run.output

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,12 @@ def chat(variables: dict[str, Any]) -> dict[str, Any]:
 def answers(ask: Any, url: str, chat: dict[str, Any]) -> Callable[[], bool]:
     """Whether a question is answered."""
     return lambda: ask(f"{url}/v1/chat/completions", body=chat)[0] == 200
+
+
+@pytest.fixture
+def on_gpu(variables: dict[str, Any]) -> bool:
+    """Whether the plan put the service on a GPU, which is Mesa's software device here."""
+    return "software_device" in variables
 
 
 def test_unit_runs_and_starts_at_boot(host: Any) -> None:
@@ -71,7 +78,7 @@ def test_the_server_has_the_users_arguments(inspect: Any, variables: dict[str, A
     assert (inspect(UNIT)["Config"]["Cmd"] or []) == variables.get("llamacpp_extra_args", [])
 
 
-def test_container_is_locked_in(inspect: Any) -> None:
+def test_container_is_locked_in(inspect: Any, on_gpu: bool) -> None:
     config = inspect(UNIT)
     limits = config["HostConfig"]
     assert config["Config"]["User"] == "10001:10001"
@@ -83,7 +90,9 @@ def test_container_is_locked_in(inspect: Any) -> None:
     assert limits["NetworkMode"] != "host"
     assert limits["RestartPolicy"]["Name"] == "no"
     assert limits["LogConfig"]["Type"] == "none"
-    assert [(mount["Destination"], mount["RW"]) for mount in config["Mounts"]] == [("/models", False)]
+    # What a GPU's driver compiles is kept.
+    kept = [("/cache", True)] if on_gpu else []
+    assert sorted((mount["Destination"], mount["RW"]) for mount in config["Mounts"]) == [*kept, ("/models", False)]
 
 
 def test_container_can_write_nowhere_but_tmp(host: Any) -> None:
@@ -112,14 +121,27 @@ def test_files_of_the_service(host: Any, variables: dict[str, Any]) -> None:
     assert UNIT not in verified.stderr, verified.stderr
 
 
-def test_the_facts_name_its_place(host: Any) -> None:
+def test_the_facts_name_its_place(host: Any, on_gpu: bool) -> None:
     facts = host.ansible("fleet.inference.gpu_facts", check=False, become=True)["ansible_facts"]["gpu"]
-    assert [(item["name"], item["port"], item["units"]) for item in facts["services"]] == [("llamacpp", PORT, [])]
+    units = ["amd-0"] if on_gpu else []
+    assert [(item["name"], item["port"], item["units"]) for item in facts["services"]] == [("llamacpp", PORT, units)]
 
 
 def test_the_journal_has_the_servers_words(host: Any) -> None:
     journal = host.check_output("journalctl --quiet --no-pager --output cat --unit %s", UNIT)
     assert "print_timing" in journal, journal[-2000:]
+
+
+def test_all_layers_are_where_the_plan_put_them(host: Any, on_gpu: bool) -> None:
+    journal = host.check_output("journalctl --quiet --no-pager --output cat --unit %s", UNIT)
+    if on_gpu:
+        layers = re.search(r"offloaded (\d+)/(\d+) layers to GPU", journal)
+        assert layers, journal[-2000:]
+        assert layers[1] == layers[2]
+        assert re.search(r"Vulkan0\b.*llvmpipe", journal)
+        assert re.search(r"Vulkan0 +KV buffer size", journal)
+    else:
+        assert "Vulkan" not in journal
 
 
 def test_killed_it_comes_back(host: Any, answers: Callable[[], bool], inspect: Any, eventually: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from .host import ensure_network, network_options, podman
+from .model_hub import stop_model_hub
 from .node_images import node_image
 from .registry import stop_registry
 from .settings import PREFIX, SET_LABEL, cache_dir, known_hosts, ssh_key
@@ -177,11 +178,14 @@ def _containers(set_name: str | None = None) -> list[str]:
 
 def down(set_name: str | None) -> None:
     """Remove the nodes of a set (None: of every set) with their volumes; with the last one the network goes too."""
-    for container in _containers(set_name):
+    there = _containers(set_name)
+    for container in there:
         _remove(container)
-    if not _containers():
+    # Where there was nothing to remove, somebody else may be about to bring up the first nodes.
+    if (there or set_name is None) and not _containers():
         stop_registry()
         stop_vendor_repository()
+        stop_model_hub()
         podman("network", "rm", "--force", PREFIX, check=False)
 
 

@@ -40,6 +40,11 @@ def vendor_repository_address() -> str:
     return str(subnet()[3])
 
 
+def model_hub_address() -> str:
+    """Address of the stand-in model hub, as the nodes and this machine reach it."""
+    return str(subnet()[4])
+
+
 def ssh_key() -> Path:
     """Private key, made for the local nodes alone."""
     return cache_dir() / "ssh" / "id_ed25519"

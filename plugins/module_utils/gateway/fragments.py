@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 SCHEMA_VERSION = 1
 
@@ -65,11 +65,22 @@ def validate_fragment(fragment: Any, origin: str = "") -> Dict[str, Any]:
     services = fragment.get("services")
     if isinstance(services, (str, bytes)) or not isinstance(services, Sequence):
         raise GatewayError(f"{where} has services {services!r}; use a list, empty when the node serves nothing.")
-    checked = sorted((_validate_service(service, where) for service in services), key=lambda item: str(item["name"]))
-    names = [service["name"] for service in checked]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    checked = sorted((_validate_service(service, where) for service in services), key=_entry_key)
+    # A service has one entry for each model that it serves.
+    keys = [_entry_key(service) for service in checked]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
-        raise GatewayError(f"{where} has the service {twice[0]} twice; service names are unique on a node.")
+        name, model = twice[0]
+        raise GatewayError(
+            f"{where} has the service {name} twice with the model {model}; service names are unique on a node."
+        )
+    servers = {service["name"]: (service["backend"], service["port"]) for service in checked}
+    other = [item for item in checked if (item["backend"], item["port"]) != servers[item["name"]]]
+    if other:
+        raise GatewayError(
+            f"{where} has the service {other[0]['name']} with two backends or ports; "
+            "service names are unique on a node."
+        )
     return {
         "schema_version": SCHEMA_VERSION,
         "node": node,
@@ -77,6 +88,10 @@ def validate_fragment(fragment: Any, origin: str = "") -> Dict[str, Any]:
         **{key: fragment.get(key, False) for key in FLAGS},
         "services": checked,
     }
+
+
+def _entry_key(service: Mapping[str, Any]) -> Tuple[str, str]:
+    return str(service["name"]), str(service["model"])
 
 
 def _validate_service(service: Any, where: str) -> Dict[str, Any]:
@@ -95,6 +110,8 @@ def _validate_service(service: Any, where: str) -> Dict[str, Any]:
     for key in ("context_length", "parallel"):
         if service.get(key) is not None and not _whole_number(service[key], 1, 2**31):
             raise GatewayError(f"{whose} has {key} {service[key]!r}; use a positive number or null.")
+    if not isinstance(service.get("stopped", False), bool):
+        raise GatewayError(f"{whose} has stopped {service['stopped']!r}; use true or false.")
     health_path = service.get("health_path") or HEALTH_PATHS.get(str(service["backend"]), "/health")
     if not _text(health_path, _HEALTH_PATH):
         raise GatewayError(f"{whose} has the health_path {health_path!r}; use a path that starts with a slash.")
@@ -106,11 +123,13 @@ def _validate_service(service: Any, where: str) -> Dict[str, Any]:
         "context_length": service.get("context_length"),
         "parallel": service.get("parallel"),
         "health_path": health_path,
+        # It gets no new requests: a run stopped it, or restarts it, and publishing or its start ends that.
+        "stopped": service.get("stopped", False),
     }
 
 
 def fragment_from_plan(plan: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return the fragment that publishes a node's plan, neither drained nor restarting.
+    """Return the fragment that publishes a node's plan, neither drained nor restarting: an entry for each model.
 
     :raises GatewayError: when the plan lacks something that a fragment needs.
     """
@@ -119,9 +138,24 @@ def fragment_from_plan(plan: Mapping[str, Any]) -> Dict[str, Any]:
             "schema_version": SCHEMA_VERSION,
             "node": plan.get("node"),
             "address": plan.get("address"),
-            "services": list(plan.get("services") or []),
+            "services": [entry for service in plan.get("services") or [] for entry in _entries(service)],
         }
     )
+
+
+def _entries(service: Any) -> List[Any]:
+    """Return a plan's service once for each of its models, with what a request to that model gets."""
+    if not isinstance(service, Mapping) or not service.get("models"):
+        return [service]
+    return [
+        {
+            **service,
+            "model": model.get("name"),
+            "context_length": model.get("context_length"),
+            "parallel": model.get("parallel"),
+        }
+        for model in service["models"]
+    ]
 
 
 def validate_fragments(fragments: Sequence[Any]) -> List[Dict[str, Any]]:

@@ -28,7 +28,7 @@ def _unique(names: Mapping[Any, str]) -> Dict[Any, str]:
 
 
 def pools(fragments: Sequence[Any]) -> List[Dict[str, Any]]:
-    """Group the services of all fragments into pools, sorted by name.
+    """Group the services of all fragments into pools, sorted by name; a service is in the pool of each of its models.
 
     :return: ``[{name, model, backend, health_path, context_length (the smallest, tokens, or None), parallel (the sum of
         slots, or None), servers: [{name, node, service, address, port, drained}]}]``
@@ -61,7 +61,7 @@ def pools(fragments: Sequence[Any]) -> List[Dict[str, Any]]:
                         "service": s["name"],
                         "address": f["address"],
                         "port": s["port"],
-                        "drained": any(f[flag] for flag in FLAGS),
+                        "drained": s["stopped"] or any(f[flag] for flag in FLAGS),
                     }
                     for f, s in group
                 ],

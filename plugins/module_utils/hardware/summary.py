@@ -271,4 +271,5 @@ def _service(service: Dict[str, Any]) -> Optional[str]:
     port = service.get("port")
     address = service.get("address")
     place = joined([address, None if port is None else str(port)], ":")
-    return joined([service.get("name"), service.get("backend"), service.get("model"), place])
+    models = joined(service.get("models") or [service.get("model")], " + ")
+    return joined([service.get("name"), service.get("backend"), models, place])

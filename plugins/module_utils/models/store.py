@@ -1,44 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model store of one node: what is there, is it what the plan wants, and placing what is missing.
 
-Standard library only, Python 3.8+: this runs on the nodes.
+Below the store's root: ``gguf`` (files), ``huggingface`` (a cache of repositories, see ``hub``), ``ollama`` (Ollama's
+own store, see ``ollama``) and ``.receipts``. Standard library only, Python 3.8+: this runs on the nodes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import math
 import os
 import stat
-import time
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence
 
-from ansible_collections.fleet.inference.plugins.module_utils.models.download import (
-    CHUNK_BYTES,
-    DownloadError,
-    download,
-    hash_stream,
-)
+from ansible_collections.fleet.inference.plugins.module_utils.models.blobs import Blob, Receipt, StoreError
+from ansible_collections.fleet.inference.plugins.module_utils.models.download import hash_stream
+from ansible_collections.fleet.inference.plugins.module_utils.models.hub import Repository
+from ansible_collections.fleet.inference.plugins.module_utils.models.ollama import Library
+from ansible_collections.fleet.inference.plugins.module_utils.models.sources import Sources
 from ansible_collections.fleet.inference.plugins.module_utils.services.files import write_text
-
-# Room beyond the file itself, so that a store never fills its disk to the last block.
-SPACE_MARGIN = 0.05
-
-
-class StoreError(Exception):
-    """A model file that can't be had. The text is one sentence without the host's name."""
-
-
-def human_bytes(count: float) -> str:
-    """Return bytes for people: ``98 MB``, ``1.2 GB`` (decimal units, as download pages show them)."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            value = count / scale
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def receipt_path(path: str) -> str:
@@ -90,8 +70,110 @@ def verified(
     return known == sha256
 
 
+class FileReceipt:
+    """Remembers the checksum of one file in a file beside it."""
+
+    def __init__(self, record: bool = True) -> None:
+        """``record`` false writes nothing (check mode)."""
+        self._record = record
+
+    def verified(self, blob: Blob) -> bool:
+        """Return whether the file has its checksum; read it only when no receipt vouches for it."""
+        return verified(blob.path, blob.checksum, blob.size_bytes, record=self._record)
+
+    def add(self, blob: Blob) -> None:
+        """Record that the file, as it is now, has its checksum."""
+        write_receipt(blob.path, blob.checksum)
+
+
+class Item(Protocol):
+    """A wanted model. What its manifest is (plain values), only the item itself knows."""
+
+    needs_manifest: bool
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other wanted models."""
+
+    @property
+    def receipts(self) -> Receipt:
+        """What remembers which of its files have their checksum."""
+
+    def is_placed(self) -> bool:
+        """Return whether it is there, verified; asks nobody."""
+
+    def recorded(self) -> Any:
+        """Return its manifest from when it was placed; None without one."""
+
+    def manifest(self, sources: Sources) -> Any:
+        """Find out what it consists of; raises :class:`StoreError`."""
+
+    def blobs(self, content: Any, sources: Sources) -> List[Blob]:
+        """Return the files that a manifest lists."""
+
+    def link(self, content: Any) -> None:
+        """Make it usable, once all its files are there."""
+
+
+class ModelFile:
+    """A wanted GGUF file: the catalog says everything about it."""
+
+    #: Whether somebody must be asked what it consists of.
+    needs_manifest = False
+
+    def __init__(self, model: Mapping[str, Any], record: bool = True) -> None:
+        """``model`` is an entry of the plan's models; ``record`` false writes no receipts (check mode)."""
+        self._model = model
+        self.receipts = FileReceipt(record)
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other wanted models."""
+        return str(self._model["path"])
+
+    def is_placed(self) -> bool:
+        """Return whether the file is there with its checksum."""
+        return self.receipts.verified(self._blob(Sources()))
+
+    def recorded(self) -> None:
+        """Return nothing: it has no manifest."""
+
+    def manifest(self, sources: Sources) -> None:
+        """Return nothing: there is nothing to ask."""
+
+    def blobs(self, content: None, sources: Sources) -> List[Blob]:
+        """Return the file."""
+        return [self._blob(sources)]
+
+    def link(self, content: None) -> None:
+        """Do nothing: the file is used as it is."""
+
+    def _blob(self, sources: Sources) -> Blob:
+        name = os.path.basename(self.key)
+        url = (self._model.get("source") or {}).get("url")
+        url = sources.hub.mirrored(url) if url else None
+        return Blob(
+            path=self.key,
+            size_bytes=int(self._model["size_bytes"]),
+            checksum=str(self._model["sha256"]),
+            url=url,
+            title=name,
+            name=name,
+            token=sources.hub.token_for(url) if url else None,
+        )
+
+
+def item(model: Mapping[str, Any], root: str, record: bool = True) -> Item:
+    """Return what handles an entry of the plan's models; ``record`` false writes no receipts (check mode)."""
+    if model.get("repository"):
+        return Repository(model, root, record)
+    if model.get("ollama"):
+        return Library(model, root, record)
+    return ModelFile(model, record)
+
+
 def check_models(models: Sequence[Mapping[str, Any]], root: str) -> None:
-    """Raise :class:`StoreError` unless every wanted file has what is needed to get and verify it."""
+    """Raise :class:`StoreError` unless every wanted model has what is needed to get and verify it."""
     prefix = os.path.join(os.path.normpath(root), "")
     seen: Dict[str, str] = {}
     for model in models:
@@ -99,151 +181,26 @@ def check_models(models: Sequence[Mapping[str, Any]], root: str) -> None:
         name = os.path.basename(path) or str(model.get("model") or "a model")
         if not os.path.normpath(path).startswith(prefix):
             raise StoreError(f"{name}: path '{path}' is not below the model store {root}; give an absolute path there")
-        sha256 = str(model.get("sha256") or "")
-        if len(sha256) != 64 or any(digit not in "0123456789abcdef" for digit in sha256):
-            raise StoreError(
-                f"{name}: sha256 '{sha256}' is no SHA-256; give the file's 64 lower-case hexadecimal digits"
-            )
-        if seen.setdefault(path, sha256) != sha256:
-            raise StoreError(
-                f"{name}: two models want {path} with different sha256; give one of them another file name"
-            )
         size = model.get("size_bytes")
         if not isinstance(size, int) or size <= 0:
             raise StoreError(f"{name}: size_bytes is '{size}'; give the file's size in bytes")
-        source = model.get("source")
-        kinds = [kind for kind in ("url", "file", "package") if source.get(kind)] if isinstance(source, Mapping) else []
-        if len(kinds) != 1:
-            raise StoreError(f"{name}: source must have exactly one of url, file and package, it has {kinds or 'none'}")
-
-
-def missing_models(models: Sequence[Mapping[str, Any]], record: bool = True) -> List[Mapping[str, Any]]:
-    """Return the wanted files that are absent or not what their SHA-256 says."""
-    return [
-        model for model in models if not verified(model["path"], model["sha256"], model["size_bytes"], record=record)
-    ]
-
-
-def check_space(models: Sequence[Mapping[str, Any]], root: str, statvfs: Callable[[str], Any] = os.statvfs) -> None:
-    """Raise :class:`StoreError` when the store's file system can't take ``models`` (all of them, plus 5 %).
-
-    What an earlier, interrupted download has already written counts as written.
-    """
-    needed = 0
-    for model in models:
-        try:
-            already = os.stat(model["path"] + ".partial").st_size
-        except OSError:
-            already = 0
-        needed += max(0, math.ceil(model["size_bytes"] * (1 + SPACE_MARGIN)) - already)
-    existing = root
-    while not os.path.isdir(existing):
-        existing = os.path.dirname(existing)
-    status = statvfs(existing)
-    free = status.f_bavail * status.f_frsize
-    if needed > free:
-        names = ", ".join(os.path.basename(model["path"]) for model in models)
-        raise StoreError(
-            f"{root} needs {human_bytes(needed)} for {names} and has {human_bytes(free)} free; free "
-            f"{human_bytes(needed - free)} there or put inference_models_path on a larger disk"
-        )
-
-
-@contextlib.contextmanager
-def _locked_partial(path: str, timeout: float, sleep: Callable[[float], None]) -> Iterator[BinaryIO]:
-    """Open ``<path>.partial`` with an exclusive lock, so that one process at a time writes this file."""
-    partial = path + ".partial"
-    deadline = time.monotonic() + timeout
-    while True:
-        stream = open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")  # noqa: SIM115
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The owner before us may have moved this very file to its final name.
-            current = os.stat(partial)
-            if os.path.samestat(current, os.fstat(stream.fileno())):
-                break
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                stream.close()
-                raise
-            if time.monotonic() >= deadline:
-                stream.close()
+        if model.get("repository"):
+            if not model.get("revision"):
+                raise StoreError(f"{name}: repository {model['repository']} has no revision; give a commit, or main")
+        elif not model.get("ollama"):
+            _check_file(model, name)
+            sha256 = str(model["sha256"])
+            if seen.setdefault(path, sha256) != sha256:
                 raise StoreError(
-                    f"another process has been writing {partial} for {timeout:g} s; wait for it to end and run again"
-                ) from error
-            sleep(0.5)
-        stream.close()
-    with stream:
-        yield stream
-
-
-def _copy(source: str, out: BinaryIO) -> None:
-    out.seek(0)
-    out.truncate()
-    with open(source, "rb") as stream:
-        for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""):
-            out.write(chunk)
-
-
-def place(
-    model: Mapping[str, Any],
-    carried: Optional[str] = None,
-    *,
-    stall_timeout: float = 60.0,
-    retries: int = 5,
-    lock_timeout: float = 3600.0,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """Bring one wanted file to its path: from ``carried`` (a file on this node) or from its source's URL.
-
-    The bytes go to ``<path>.partial``, are verified there and moved into place in one step, owner the calling user,
-    mode 0644. Returns false when another process placed the file meanwhile. Raises :class:`StoreError`; the file that
-    was there before stays as it was.
-    """
-    path, sha256, size_bytes = str(model["path"]), str(model["sha256"]), int(model["size_bytes"])
-    name = os.path.basename(path)
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    try:
-        with _locked_partial(path, lock_timeout, sleep) as out:
-            if verified(path, sha256, size_bytes):
-                os.unlink(path + ".partial")
-                return False
-            while True:
-                earlier = not carried and out.seek(0, os.SEEK_END) > 0
-                if carried:
-                    _copy(carried, out)
-                else:
-                    download(
-                        model["source"]["url"],
-                        out,
-                        size_bytes=size_bytes,
-                        stall_timeout=stall_timeout,
-                        retries=retries,
-                        sleep=sleep,
-                    )
-                out.flush()
-                out.seek(0)
-                got = hash_stream(out).hexdigest()
-                if got == sha256:
-                    break
-                if earlier:
-                    # The part that lay here may be of another version of the file: once more from the beginning.
-                    out.seek(0)
-                    out.truncate()
-                    continue
-                os.unlink(path + ".partial")
-                raise StoreError(
-                    f"{name} has the SHA-256 {got} where {sha256} is expected, nothing was replaced; "
-                    "correct the model's source or its sha256"
+                    f"{name}: two models want {path} with different sha256; give one of them another file name"
                 )
-            os.fchmod(out.fileno(), 0o644)
-            os.fsync(out.fileno())
-            os.replace(path + ".partial", path)
-            write_receipt(path, sha256)
-            return True
-    except DownloadError as error:
-        raise StoreError(f"{name}: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{name} can't be written to {path}: {error.strerror or error}; see to that disk") from error
+
+
+def _check_file(model: Mapping[str, Any], name: str) -> None:
+    sha256 = str(model.get("sha256") or "")
+    if len(sha256) != 64 or any(digit not in "0123456789abcdef" for digit in sha256):
+        raise StoreError(f"{name}: sha256 '{sha256}' is no SHA-256; give the file's 64 lower-case hexadecimal digits")
+    source = model.get("source")
+    kinds = [kind for kind in ("url", "file", "package") if source.get(kind)] if isinstance(source, Mapping) else []
+    if len(kinds) != 1:
+        raise StoreError(f"{name}: source must have exactly one of url, file and package, it has {kinds or 'none'}")

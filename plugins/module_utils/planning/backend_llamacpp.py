@@ -67,6 +67,21 @@ _UNDOING = {
     "LLAMA_ARG_TENSOR_SPLIT": "the plan gives every GPU the same share",
 }
 
+#: Settings that b11669 does not have any more, by their variables, and what to use in their place.
+_REMOVED = {
+    "LLAMA_ARG_DIO": "--load-mode dio",
+    "LLAMA_ARG_DIRECT_IO": "--load-mode dio",
+    "LLAMA_ARG_DRAFT": "--spec-draft-n-max",
+    "LLAMA_ARG_DRAFT_MAX": "--spec-draft-n-max",
+    "LLAMA_ARG_DRAFT_MIN": "--spec-draft-n-min",
+    "LLAMA_ARG_DRAFT_N": "--spec-draft-n-max",
+    "LLAMA_ARG_DRAFT_N_MIN": "--spec-draft-n-min",
+    "LLAMA_ARG_MLOCK": "--load-mode mlock",
+    "LLAMA_ARG_MMAP": "--load-mode",
+}
+#: What llama.cpp calls the GPUs of a tier, each name followed by a number from 0 (GGML_CUDA_NAME and GGML_VK_NAME).
+_DEVICES = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan"}
+
 #: Options that are not named as their variables are (``--ctx-size`` is LLAMA_ARG_CTX_SIZE), by ``--help`` of b11669.
 _FLAGS = {
     "-a": "LLAMA_ARG_ALIAS",
@@ -77,6 +92,7 @@ _FLAGS = {
     "-ctv": "LLAMA_ARG_CACHE_TYPE_V",
     "-ctxcp": "LLAMA_ARG_CTX_CHECKPOINTS",
     "-dev": "LLAMA_ARG_DEVICE",
+    "-dio": "LLAMA_ARG_DIRECT_IO",
     "-dr": "LLAMA_ARG_DOCKER_REPO",
     "-fa": "LLAMA_ARG_FLASH_ATTN",
     "-fit": "LLAMA_ARG_FIT",
@@ -93,6 +109,7 @@ _FLAGS = {
     "-mu": "LLAMA_ARG_MODEL_URL",
     "-ncffn": "LLAMA_ARG_N_CPU_FFN",
     "-ncmoe": "LLAMA_ARG_N_CPU_MOE",
+    "-ndio": "LLAMA_ARG_DIRECT_IO",
     "-ngl": "LLAMA_ARG_N_GPU_LAYERS",
     "-nkvo": "LLAMA_ARG_KV_OFFLOAD",
     "-no-kvu": "LLAMA_ARG_KV_UNIFIED",
@@ -503,6 +520,10 @@ class LlamaCpp:
             container_port=situation.engine.container_port,
         )
         env.update(split_environment(request))
+        if request.units:
+            # By name: llama.cpp ends when one of them is not there, and without names it would run on the CPU.
+            devices = (f"{_DEVICES[situation.tier]}{number}" for number in range(request.units))
+            env["LLAMA_ARG_DEVICE"] = ",".join(devices)
         kept = checkpoints(model, kv_type)
         if kept is not None:
             env["LLAMA_ARG_CTX_CHECKPOINTS"] = str(kept)
@@ -524,10 +545,16 @@ class LlamaCpp:
 
 def _refuse_environment(situation: Situation) -> None:
     for name in sorted(situation.extra_environment):
+        newer = _REMOVED.get(name.replace("LLAMA_ARG_NO_", "LLAMA_ARG_"))
+        if newer is not None:
+            raise PlanError(
+                f"{situation.host}: llamacpp_env sets {name}, which llama.cpp does not have any more; leave it "
+                f"out and use {newer} in llamacpp_extra_args"
+            )
         instead = undoing(name)
         if instead is not None:
             raise PlanError(
-                f"{situation.host}: llamacpp_extra_env sets {name}, which would undo the plan; leave it out: {instead}"
+                f"{situation.host}: llamacpp_env sets {name}, which would undo the plan; leave it out: {instead}"
             )
 
 
@@ -544,6 +571,11 @@ def _refuse_arguments(situation: Situation, env: Mapping[str, str]) -> None:
     """
     for argument in situation.extra_arguments:
         variable = _variable(argument)
+        if variable in _REMOVED:
+            raise PlanError(
+                f"{situation.host}: llamacpp_extra_args has {argument}, which llama.cpp does not have any more; use "
+                f"{_REMOVED[variable]}"
+            )
         if variable is not None and (variable in _UNDOING or _is_refused(variable, env)):
             raise PlanError(
                 f"{situation.host}: llamacpp_extra_args has {argument}, which the plan sets or which would undo it; "

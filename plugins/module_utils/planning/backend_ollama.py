@@ -5,17 +5,21 @@ Since 0.32 Ollama starts llama.cpp's server for every loaded model (llm/llama_se
 The servers inherit Ollama's environment: what Ollama does not pass as an argument is set by ``LLAMA_ARG_*``.
 
 One service can serve several models: ``options["models"]`` holds the further ones (``Companion``), and
-``options["resident"]`` says whether ``all`` of them stay in memory (the default) or ``one`` at a time.
+``options["max_loaded_models"]`` says how many of all are in memory at the same time; without it all of them are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning import backend_llamacpp, sizing
 from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_llamacpp import Layout, Slots, layout
-from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Model
+from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import (
+    Model,
+    ModelFile,
+    OllamaModel,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import (
     Artifact,
     Concurrency,
@@ -28,7 +32,6 @@ from ansible_collections.fleet.inference.plugins.module_utils.planning.core impo
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.errors import MIB, PlanError
 
-RESIDENT = ("all", "one")
 #: Ollama's own timeout of a load that makes no progress (OLLAMA_LOAD_TIMEOUT); never less.
 LEAST_LOAD_TIMEOUT = 300
 #: Tokens computed at once (--batch-size and --ubatch-size) when all slots together have more than so many tokens
@@ -71,9 +74,22 @@ class Companion:
     artifact: Artifact
 
 
-def companions(models: Iterable[Model]) -> tuple[Companion, ...]:
-    """Return further models of a service, each in its first form: the library's, else its best GGUF file."""
-    return tuple(Companion(model, BACKEND.artifacts(model)[0]) for model in models)
+def together(
+    forms: Sequence[tuple[Model, Sequence[Artifact]]],
+) -> tuple[tuple[Artifact, ...], tuple[Companion, ...]] | None:
+    """Return the forms of a service's own model and its further models, each in its best form; None without any.
+
+    A server reads one store: that of the library, or one that is made of GGUF files. So all models of a service are
+    from the library, or all of them are files.
+
+    Args:
+        forms: The models, the service's own first, each with its forms, best first.
+    """
+    for kind in (OllamaModel, ModelFile):
+        kept = [(model, tuple(item for item in found if isinstance(item.source, kind))) for model, found in forms]
+        if all(found for _model, found in kept):
+            return kept[0][1], tuple(Companion(model, found[0]) for model, found in kept[1:])
+    return None
 
 
 def is_serial(model: Model) -> bool:
@@ -89,8 +105,8 @@ def batch_tokens(context: int, parallel: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Runner:
-    """One loaded model: its form and what Ollama makes of the service's setting for it."""
+class Runner:
+    """One model of a service: its form and what Ollama makes of the service's setting for it."""
 
     model: Model
     artifact: Artifact
@@ -99,6 +115,7 @@ class _Runner:
 
     @property
     def demand(self) -> Demand:
+        """What it takes of each unit and of the host while it is loaded."""
         return backend_llamacpp.estimate(self.model, self.artifact.size_bytes, self.slots, self.placed)
 
     @property
@@ -109,29 +126,56 @@ class _Runner:
         return self.artifact.size_bytes + 2 * values * slots.context * slots.parallel + BATCH_SURCHARGE[slots.ubatch]
 
 
-def _runners(request: Request, setting: Setting) -> list[_Runner]:
-    served = [Companion(request.model, setting.artifact), *request.options.get("models", ())]
+def runners(request: Request, setting: Setting) -> list[Runner]:
+    """Return the models of a service as they run, the service's own first."""
     kv_type = request.kv_cache_type or BACKEND.kv_cache_types[0]
-    runners = []
-    for item in served:
+    found = []
+    for item in (Companion(request.model, setting.artifact), *_further(request)):
         # Ollama gives no model more than it was trained for (effectiveContext).
         context = min(setting.context_length, item.model.context_length)
         parallel = 1 if is_serial(item.model) else setting.parallel
         slots = Slots(context, parallel, kv_type, batch_tokens(context, parallel))
-        runners.append(_Runner(item.model, item.artifact, slots, layout(request, item.model)))
-    return runners
+        found.append(Runner(item.model, item.artifact, slots, layout(request, item.model)))
+    return found
 
 
-def _all_resident(request: Request) -> bool:
-    return request.options.get("resident", RESIDENT[0]) == "all"
+def _further(request: Request) -> Sequence[Companion]:
+    return tuple(request.options.get("models", ()))
 
 
-def _room(runners: list[_Runner], units: int) -> int:
-    """Return the bytes of each unit that must stay free beside the models, so that Ollama loads the last one too."""
-    if units == 0 or len(runners) == 1:
+def _models(request: Request) -> list[Model]:
+    return [request.model, *(item.model for item in _further(request))]
+
+
+def _all_serial(request: Request) -> bool:
+    return all(is_serial(model) for model in _models(request))
+
+
+def _sized(request: Request) -> Request:
+    """Return the request with the model that can use the longest context, up to which the service is sized."""
+    return replace(request, model=max(_models(request), key=lambda model: model.context_length))
+
+
+def _resident(request: Request) -> int:
+    """Return how many models are in memory at the same time."""
+    models = len(_models(request))
+    return min(models, request.options.get("max_loaded_models", models))
+
+
+def _largest(sizes: Sequence[int], number: int) -> int:
+    return sum(sorted(sizes, reverse=True)[:number])
+
+
+def _room(running: Sequence[Runner], totals: Sequence[int], units: int, resident: int) -> int:
+    """Return the bytes of each unit that are needed beside the loaded models, so that Ollama loads the last one too."""
+    if units == 0 or resident == 1:
         return 0
     more, less = ROOM
-    return max(max(0, -(-item.predicted * more // (less * units)) - item.demand.total) for item in runners)
+    needed = 0
+    for number, runner in enumerate(running):
+        others = [*totals[:number], *totals[number + 1 :]]
+        needed = max(needed, _largest(others, resident - 1) + -(-runner.predicted * more // (less * units)))
+    return max(0, needed - _largest(totals, resident))
 
 
 class Ollama:
@@ -154,26 +198,25 @@ class Ollama:
         return backend_llamacpp.possible_units(model, most)
 
     def demand(self, request: Request, setting: Setting) -> Demand:
-        """Estimate what a setting takes with all models of the service, or with the largest when one is resident."""
-        runners = _runners(request, setting)
-        needs = [runner.demand for runner in runners]
-        if _all_resident(request):
-            return Demand(
-                sum(need.weights for need in needs),
-                sum(need.kv_cache for need in needs),
-                sum(need.overhead for need in needs) + _room(runners, request.units),
-                sum(need.host for need in needs),
-            )
-        largest = max(needs, key=lambda need: need.total)
-        return Demand(largest.weights, largest.kv_cache, largest.overhead, max(need.host for need in needs))
+        """Estimate what a setting takes with as many models, the largest ones, as are in memory at the same time."""
+        running, resident = runners(request, setting), _resident(request)
+        needs = [runner.demand for runner in running]
+        totals = [need.total for need in needs]
+        loaded = sorted(needs, key=lambda need: need.total, reverse=True)[:resident]
+        return Demand(
+            sum(need.weights for need in loaded),
+            sum(need.kv_cache for need in loaded),
+            sum(need.overhead for need in loaded) + _room(running, totals, request.units, resident),
+            _largest([need.host for need in needs], resident),
+        )
 
     def settings(self, request: Request) -> Iterator[Setting]:
         """Yield the settings to choose from, each taking at least as much memory as the one before it."""
-        return backend_llamacpp.ladder(request, 1 if is_serial(request.model) else sizing.DEFAULT_PARALLEL)
+        return backend_llamacpp.ladder(_sized(request), 1 if _all_serial(request) else sizing.DEFAULT_PARALLEL)
 
     def concurrency(self, request: Request, setting: Setting, share: Share) -> Concurrency:
         """Return the slots of the service's own model, each of which has a context of its own."""
-        slots = _runners(request, setting)[0].slots
+        slots = runners(request, setting)[0].slots
         return backend_llamacpp.slots_concurrency(slots.parallel, slots.context)
 
     def launch(self, request: Request, setting: Setting, situation: Situation) -> Launch:
@@ -184,17 +227,16 @@ class Ollama:
                 serve`` takes none), or more slots are wished than Ollama gives the model.
         """
         _refuse(request, situation)
-        runners = _runners(request, setting)
-        resident = len(runners) if _all_resident(request) else 1
+        running, resident = runners(request, setting), _resident(request)
         # Every loaded model is a process of its own with a prompt cache of its own.
         cache = situation.prompt_cache_bytes // resident // MIB
         env = self._environment(request, setting, situation, resident)
         env["LLAMA_ARG_CACHE_RAM"] = str(cache)
-        kept = [backend_llamacpp.checkpoints(item.model, item.slots.kv_type) for item in runners]
+        kept = [backend_llamacpp.checkpoints(item.model, item.slots.kv_type) for item in running]
         fewest = min((number for number in kept if number is not None), default=None)
         if fewest is not None:
             env["LLAMA_ARG_CTX_CHECKPOINTS"] = str(fewest)
-        sizes = [item.artifact.size_bytes for item in runners]
+        sizes = [item.artifact.size_bytes for item in running]
         timeout = max(LEAST_LOAD_TIMEOUT, sizing.readiness_timeout_seconds(max(sizes)))
         env["OLLAMA_LOAD_TIMEOUT"] = f"{timeout}s"
         need = self.demand(request, setting)
@@ -203,8 +245,8 @@ class Ollama:
             environment=_with_extra(situation, env),
             shared_memory_bytes=0,
             memory_limit_bytes=backend_llamacpp.memory_limit(need, cache * MIB * resident, situation.units),
-            readiness_timeout_seconds=sizing.readiness_timeout_seconds(sum(sizes) if resident > 1 else max(sizes)),
-            decisions=self._decisions(request, setting, situation, len(runners)),
+            readiness_timeout_seconds=sizing.readiness_timeout_seconds(_largest(sizes, resident)),
+            decisions=self._decisions(request, setting, situation, running),
         )
 
     def _environment(self, request: Request, setting: Setting, situation: Situation, resident: int) -> dict[str, str]:
@@ -236,20 +278,25 @@ class Ollama:
         if request.units > 1:
             env["OLLAMA_SCHED_SPREAD"] = "1"
             env.update(backend_llamacpp.split_environment(request))
-        served = [request.model, *(item.model for item in request.options.get("models", ()))]
-        computing = [model for model in served if layout(request, model).partial(model)]
+        computing = [model for model in _models(request) if layout(request, model).partial(model)]
         if request.units and computing:
             env["LLAMA_ARG_N_GPU_LAYERS"] = str(request.options["gpu_layers"])
         if computing and situation.threads is not None:
             env["LLAMA_ARG_THREADS"] = str(situation.threads)
         return env
 
-    def _decisions(self, request: Request, setting: Setting, situation: Situation, models: int) -> tuple[str, ...]:
-        serial = "Ollama serves this architecture one request at a time" if is_serial(request.model) else None
-        decisions = backend_llamacpp.size_decisions(request, setting, serial)
-        if models > 1:
-            how = "all stay in memory" if _all_resident(request) else "one at a time is in memory (option resident)"
-            decisions.append(f"{models} models: {how}")
+    def _decisions(
+        self, request: Request, setting: Setting, situation: Situation, running: Sequence[Runner]
+    ) -> tuple[str, ...]:
+        serial = "Ollama serves this architecture one request at a time" if _all_serial(request) else None
+        decisions = backend_llamacpp.size_decisions(_sized(request), setting, serial)
+        resident = _resident(request)
+        if len(running) > 1:
+            how = "all stay in memory" if resident == len(running) else f"{resident} at a time in memory, as wished"
+            decisions.append(f"{len(running)} models: {how}")
+            for item in running:
+                slots = f"{item.slots.parallel} slot{'s' if item.slots.parallel > 1 else ''}"
+                decisions.append(f"{item.model.name}: {item.artifact.name}, {slots} of {item.slots.context} tokens")
         return (*decisions, backend_llamacpp.cache_decision(situation.prompt_cache_bytes))
 
 
@@ -257,17 +304,13 @@ def _refuse(request: Request, situation: Situation) -> None:
     if situation.extra_arguments:
         raise PlanError(
             f"{situation.host}: ollama_extra_args has {situation.extra_arguments[0]}, and ollama serve takes no "
-            "arguments; leave it out and use ollama_extra_env"
+            "arguments; leave it out and use ollama_env"
         )
-    if (request.parallel or 1) > 1 and is_serial(request.model):
+    if (request.parallel or 1) > 1 and _all_serial(request):
+        names = " and ".join(model.name for model in _models(request))
         raise PlanError(
             f"{situation.host}: parallel of service {request.service} is {request.parallel}, and Ollama serves "
-            f"{request.model.name} one request at a time; set 1, or use llamacpp"
-        )
-    if request.options.get("resident", RESIDENT[0]) not in RESIDENT:
-        raise PlanError(
-            f"{situation.host}: resident of service {request.service} is {request.options['resident']!r}; "
-            f"give one of {', '.join(RESIDENT)}"
+            f"{names} one request at a time; set 1, or use llamacpp"
         )
 
 
@@ -278,11 +321,11 @@ def _with_extra(situation: Situation, env: dict[str, str]) -> dict[str, str]:
         setting = _SETTING_OF.get(plain)
         if plain in env or setting:
             remedy = f"leave it out and set {setting}" if setting else "leave it out"
-            raise PlanError(f"{situation.host}: ollama_extra_env sets {name}, which the plan sets; {remedy}")
+            raise PlanError(f"{situation.host}: ollama_env sets {name}, which the plan sets; {remedy}")
         instead = _UNDOING.get(name) or backend_llamacpp.undoing(name)
         if instead is not None:
             raise PlanError(
-                f"{situation.host}: ollama_extra_env sets {name}, which would undo the plan; leave it out: "
+                f"{situation.host}: ollama_env sets {name}, which would undo the plan; leave it out: "
                 + instead.replace("llamacpp_", "ollama_")
             )
     return dict(sorted({**env, **situation.extra_environment}.items()))

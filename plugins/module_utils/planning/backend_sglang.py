@@ -245,7 +245,9 @@ class SglangBackend(tensor_engines.TensorEngine):
             granted = self.granted(request, setting, share)
             cache = self.granted_kv_cache(request, setting, granted)
             reason = "wished" if granted == allowed else reason
-        part = tensor_engines.fraction(need.weights + cache + ROUNDING, max(1, free), FRACTION_DIGITS)
+        # What others take of the host while it loads is measured as its own; --max-total-tokens is the limit there.
+        room = need.overhead if on_host and reason != "wished" else ROUNDING
+        part = tensor_engines.fraction(need.weights + cache + room, max(1, free), FRACTION_DIGITS)
         if on_host:
             part = min(HOST_MOST_FRACTION, part)
         arguments = ["--mem-fraction-static", str(part)]

@@ -95,6 +95,14 @@ _EXTRAS = tensor_engines.Extras(
         "VLLM_PORT": "vLLM takes it for ports between its own processes",
         "VLLM_USE_MODELSCOPE": "models come from inference_models",
     },
+    removed={
+        "--device": "leave it out and set inference_tier",
+        "--enable-reasoning": "use --reasoning-parser alone",
+        "--guided-decoding-backend": "use --structured-outputs-config",
+        "--num-scheduler-steps": "leave it out",
+        "--swap-space": "leave it out, the KV cache stays where the model is",
+        "--use-v2-block-manager": "leave it out",
+    },
 )
 
 

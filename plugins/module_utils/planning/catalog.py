@@ -85,12 +85,16 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """One repository of safetensors; ``size_bytes`` is the size of its weights."""
+    """One repository of safetensors; ``size_bytes`` is the size of its weights.
+
+    ``files`` are patterns of the files that are wanted of it; none takes all but the weights for other programs.
+    """
 
     format: str
     repository: str
     revision: str
     size_bytes: int
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -400,6 +404,7 @@ class Catalog:
             ),
             revision=lambda: self._matching(revision, "revision", _REVISION, "a commit, a tag or a branch", at),
             size_bytes=lambda: self._weights_size(entry, parameters, at),
+            files=lambda: self._texts(entry, "files", at),
         )
 
     def _weights_format(self, entry: Mapping[str, Any], at: str) -> str:

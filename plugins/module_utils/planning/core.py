@@ -81,7 +81,8 @@ class Setting:
 class Demand:
     """What a setting takes of each of its units, and once of the host beside them (of the host alone on a CPU).
 
-    ``shared_memory`` is the size of the container's /dev/shm, which counts as host memory when it is used.
+    ``shared_memory`` is the most that the container's /dev/shm may take. What an engine uses of it is part of the
+    host's bytes, or of the overhead on a CPU; so it counts for the container's limit and not for the node's memory.
     """
 
     weights: int

@@ -31,6 +31,7 @@ LABEL_WIDTH = 13
 _HOST = "host"
 _HOST_UNIT: dict[str, Any] = {"identity": _HOST, "title": "host memory", "index": None, "memory_bytes": None}
 _CONCURRENCY = ("requests", "short_requests", "short_request_tokens", "kv_cache_tokens")
+_MODEL = ("name", "quantization", "context_length", "parallel")
 _HEAD = ["Name", "Backend", "Model", "Weights", "Runs on", "TP", "Context", "Requests", "Port"]
 _NUMBERS = (5, 6, 7, 8)
 #: The columns that are cut where a table is too wide, and how short they may become; the full text stands below it.
@@ -78,12 +79,12 @@ def lines(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     found += _memory(told["memory"])
     found += _wrapped("Unused", _names(told["unused"]) if told["unused"] else None)
     found += _bullets("Not usable", told["unusable"])
-    for number, service in enumerate(services):
-        found += _wrapped("" if number else "Requests", f"{service['name']}: {_requests(service)}")
+    for number, text in enumerate(text for service in services for text in _answered(service)):
+        found += _wrapped("" if number else "Requests", text)
     if len(services) > 1:
         found += _wrapped("Start", ", then ".join(told["start_order"]))
     for number, service in enumerate(services):
-        title = joined([service["name"], service["backend"], service["model"], _weights(service), _where(service)])
+        title = joined([service["name"], service["backend"], _models(service), _weights(service), _where(service)])
         found += _wrapped("" if number else "Why", title)
         found += _bullets("", service["decisions"])
     return found + _bullets("Warnings", told["warnings"])
@@ -115,6 +116,7 @@ def _service(service: Mapping[str, Any], known: Mapping[str, Unit]) -> dict[str,
         "name": str(service.get("name") or "-"),
         "backend": service.get("backend"),
         "model": service.get("model"),
+        "models": [{key: item.get(key) for key in _MODEL} for item in _mappings(service.get("models"))],
         "format": service.get("format"),
         "quantization": service.get("quantization"),
         "image": service.get("image"),
@@ -253,6 +255,11 @@ def _cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def _models(service: Mapping[str, Any]) -> str | None:
+    """Return the names of all models that a service serves."""
+    return ", ".join(str(item["name"]) for item in service["models"]) or service["model"]
+
+
 def _weights(service: Mapping[str, Any]) -> str | None:
     """Return format and quantization, which have one name where the format is the quantization."""
     return joined(list(dict.fromkeys([service["format"], service["quantization"]])), " ")
@@ -277,7 +284,7 @@ def _services(services: Sequence[Mapping[str, Any]]) -> list[str]:
             [
                 service["name"],
                 _cell(service["backend"]),
-                _cell(service["model"]),
+                _cell(_models(service)),
                 _cell(_weights(service)),
                 _where(service),
                 _cell(service["tensor_parallel_size"]),
@@ -332,6 +339,17 @@ def _sum(pool: Mapping[str, Any]) -> str:
     end = f"{gib(over)} too much" if over > 0 else f"{gib(pool['free_bytes'])} free"
     used = f"{gib(pool['used_bytes'])} of {gib(pool['budget_bytes'])} GiB, {end}"
     return f"{' + '.join(parts)} = {used}" if parts else used
+
+
+def _answered(service: Mapping[str, Any]) -> list[str]:
+    """Return how many requests a service answers at once, of several models for each."""
+    name, models = service["name"], service["models"]
+    if len(models) < 2:
+        return [f"{name}: {_requests(service)}"]
+    return [
+        f"{name}, {model['name']}: {model['parallel']} at once of up to {model['context_length']} tokens"
+        for model in models
+    ]
 
 
 def _requests(service: Mapping[str, Any]) -> str:

@@ -77,16 +77,16 @@ def with_extra(host: str, env: Mapping[str, str], extra: Mapping[str, str]) -> d
     """Return the environment with the user's own variables, sorted by name.
 
     Raises:
-        PlanError: A variable of ``llamacpp_extra_env`` is set by the plan or would undo it.
+        PlanError: A variable of ``llamacpp_env`` is set by the plan or would undo it.
     """
     for name in sorted(extra):
         plain = name.replace("LLAMA_ARG_NO_", "LLAMA_ARG_")
         if plain in env:
             instead = _SETTING_OF.get(plain)
             remedy = f"leave it out and set {instead}" if instead else "leave it out"
-            raise PlanError(f"{host}: llamacpp_extra_env sets {name}, which the plan sets; {remedy}")
+            raise PlanError(f"{host}: llamacpp_env sets {name}, which the plan sets; {remedy}")
         if plain in _OVERRIDES:
             raise PlanError(
-                f"{host}: llamacpp_extra_env sets {name}, which would undo the plan; leave it out: {_OVERRIDES[plain]}"
+                f"{host}: llamacpp_env sets {name}, which would undo the plan; leave it out: {_OVERRIDES[plain]}"
             )
     return dict(sorted({**env, **extra}.items()))

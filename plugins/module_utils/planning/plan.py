@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning import (
     assignment,
+    backend_ollama,
     backend_sglang,
     backend_vllm,
     compatibility,
@@ -153,12 +154,13 @@ class _Option:
 
 @dataclass(frozen=True)
 class _Service:
-    """A service on its way through the plan."""
+    """A service on its way through the plan: its own model, and the further ones that it serves."""
 
     wish: ServiceWish
     engine: Engine
     backend: Backend
     model: Model
+    further: tuple[backend_ollama.Companion, ...]
     # By unit, or under None for the CPU.
     options: Mapping[str | None, _Option]
 
@@ -210,9 +212,9 @@ class _Planner:
         chosen = self._size(placed)
         planned = self._resolve(placed, chosen)
         models = {
-            file["path"]: file
+            (entry["path"], entry.get("revision", ""), entry["model"] if "ollama" in entry else ""): entry
             for item in placed
-            for file in _model_files(self._wishes, item.service.model, chosen[item.name].artifact)
+            for entry in _stored(self._wishes, item.request, chosen[item.name].artifact)
         }
         return {
             "schema_version": SCHEMA_VERSION,
@@ -222,7 +224,7 @@ class _Planner:
             "recommendation": None,
             "services": planned,
             "start_order": list(self._start_order),
-            "models": [models[path] for path in sorted(models)],
+            "models": [models[key] for key in sorted(models)],
             "warnings": self._warnings(placed, chosen),
         }
 
@@ -277,12 +279,14 @@ class _Planner:
     # what a service may be made of
 
     def _service(self, wish: ServiceWish) -> _Service:
-        model = self._book.model(wish.model, wish.place("model"))
+        models = [self._book.model(name, wish.place(wish.models_setting)) for name in wish.models]
+        model, widest = models[0], max(models, key=lambda model: model.context_length)
         backend, engine = BACKENDS[wish.backend], self._engines[wish.backend]
-        if wish.context_length is not None and wish.context_length > model.context_length:
+        if wish.context_length is not None and wish.context_length > widest.context_length:
             raise PlanError(
                 f"{self._host}: {wish.place('context_length')} is {wish.context_length}, above the "
-                f"{model.context_length} tokens of {model.name}; " + wish.remedy("context_length", model.context_length)
+                f"{widest.context_length} tokens of {widest.name}; "
+                + wish.remedy("context_length", widest.context_length)
             )
         if wish.kv_cache_type is not None and wish.kv_cache_type not in backend.kv_cache_types:
             raise PlanError(
@@ -294,15 +298,33 @@ class _Planner:
                 f"{self._host}: {wish.place('gpus')} names a GPU but the node's tier is cpu; "
                 "leave it out or use a node with GPUs"
             )
-        artifacts = self._wished_artifacts(wish, model, backend)
-        return _Service(wish, engine, backend, model, self._options(model, engine, artifacts))
+        artifacts, further = self._forms(wish, models, backend)
+        return _Service(wish, engine, backend, model, further, self._options(model, engine, artifacts))
+
+    def _forms(
+        self, wish: ServiceWish, models: Sequence[Model], backend: Backend
+    ) -> tuple[tuple[Artifact, ...], tuple[backend_ollama.Companion, ...]]:
+        """Return the forms of a service's own model, and its further models with theirs."""
+        forms = [(model, self._wished_artifacts(wish, model, backend)) for model in models]
+        found = backend_ollama.together(forms) if len(forms) > 1 else (forms[0][1], ())
+        if found is None:
+            names = {
+                kind: next(model.name for model, items in forms if all(isinstance(item.source, kind) for item in items))
+                for kind in (OllamaModel, ModelFile)
+            }
+            raise PlanError(
+                f"{self._host}: {wish.place('models')} names {names[OllamaModel]}, which is only in the Ollama "
+                f"library, and {names[ModelFile]}, which is only a GGUF file; serve them with two services"
+            )
+        return found
 
     def _wished_artifacts(self, wish: ServiceWish, model: Model, backend: Backend) -> tuple[Artifact, ...]:
         every = backend.artifacts(model)
         if not every:
+            says = "is" if wish.models_setting == "model" else "names"
             raise PlanError(
-                f"{self._host}: {wish.place('model')} is {model.name}, which has {NEEDS[backend.name]} in "
-                "inference_models; add one"
+                f"{self._host}: {wish.place(wish.models_setting)} {says} {model.name}, which has "
+                f"{NEEDS[backend.name]} in inference_models; add one"
             )
         wished = tuple(item for item in every if wish.quantization in (None, item.name))
         if not wished:
@@ -384,14 +406,17 @@ class _Planner:
     def _request(self, service: _Service, count: int, artifacts: tuple[Artifact, ...]) -> Request:
         wish = service.wish
         wished = {
-            name: getattr(wish, name) for name in ("gpu_layers", "max_requests", "max_batched_tokens", "memory_share")
+            name: getattr(wish, name)
+            for name in ("gpu_layers", "max_requests", "max_batched_tokens", "memory_share", "max_loaded_models")
         }
         # The backends read their own names.
-        options = {
+        options: dict[str, Any] = {
             SETTINGS[name][wish.backend]: value
             for name, value in wished.items()
             if value is not None and wish.backend in SETTINGS[name]
         }
+        if service.further:
+            options["models"] = service.further
         return Request(
             service=wish.name,
             model=service.model,
@@ -521,9 +546,11 @@ class _Planner:
         beside = f" beside {', '.join(refused.beside)}" if refused.beside else ""
         setting = next(iter(service.backend.settings(self._request(service, 0, self._artifacts(service)))))
         slots = f"{setting.parallel} slot{'s' if setting.parallel > 1 else ''} of {setting.context_length} tokens"
+        more = f" and {len(service.further)} more of its models" if service.further else ""
         raise PlanError(
             f"{self._host}: service {wish.name} needs {size_text(refused.needs)} of {refused.where} for "
-            f"{service.model.name} ({setting.artifact.name}, {slots}) and {size_text(max(0, refused.available or 0))} "
+            f"{service.model.name} ({setting.artifact.name}, {slots}){more} and "
+            f"{size_text(max(0, refused.available or 0))} "
             f"can be used{beside}; {advice}"
         )
 
@@ -559,6 +586,11 @@ class _Planner:
                 varied = replace(service, wish=replace(wish, quantization=artifact.name))
                 if artifact.name != wish.quantization and self._fits_with(varied, service, services):
                     return wish.remedy("quantization", artifact.name)
+        if service.further:
+            most = min(len(wish.models), wish.max_loaded_models or len(wish.models)) - 1
+            loaded = _largest(most, lambda number: works(max_loaded_models=number), step=1)
+            if loaded:
+                return f"{wish.remedy('max_loaded_models', loaded)} (Ollama then unloads one model to load another)"
         if wish.backend in SETTINGS["gpu_layers"] and self._tier != "cpu":
             layers = _largest(service.model.layers - 1, lambda number: works(gpu_layers=number), step=1)
             if layers is not None:
@@ -568,8 +600,10 @@ class _Planner:
     def _fits_with(self, varied: _Service, service: _Service, services: Sequence[_Service]) -> bool:
         """Say whether a service has a place when it is made of something else."""
         try:
-            artifacts = self._wished_artifacts(varied.wish, varied.model, varied.backend)
-            rebuilt = replace(varied, options=self._options(varied.model, varied.engine, artifacts))
+            models = [varied.model, *(item.model for item in varied.further)]
+            artifacts, further = self._forms(varied.wish, models, varied.backend)
+            options = self._options(varied.model, varied.engine, artifacts)
+            rebuilt = replace(varied, further=further, options=options)
             found = self._assign([rebuilt if item is service else item for item in services])
         except PlanError:
             return False
@@ -622,7 +656,7 @@ class _Planner:
         host = 0
         for name, item in placed.items():
             need = self._need(item, settings[name])
-            host += need.host + need.shared_memory
+            host += need.host
             if not item.place.units:
                 host += need.total
             for unit in item.place.units:
@@ -696,6 +730,7 @@ class _Planner:
             "name": wish.name,
             "backend": wish.backend,
             "model": item.service.model.name,
+            "models": _served(self._wishes, item, setting),
             "tier": self._tier,
             "variant": variant.name,
             "image": images.image_reference(variant.repository, variant.tag, variant.digest, self._wishes.registries),
@@ -912,7 +947,8 @@ def _computes_on_cores(item: _Placed) -> bool:
     if not item.place.units:
         return True
     layers = item.service.wish.gpu_layers
-    return isinstance(layers, int) and layers < item.service.model.layers
+    models = (item.service.model, *(further.model for further in item.service.further))
+    return isinstance(layers, int) and any(layers < model.layers for model in models)
 
 
 def _gpu_layers(item: _Placed, layers: int) -> int | str:
@@ -920,6 +956,28 @@ def _gpu_layers(item: _Placed, layers: int) -> int | str:
         return 0
     wished = item.service.wish.gpu_layers
     return "all" if wished in (None, "all") or int(str(wished)) >= layers else int(str(wished))
+
+
+def _served(wishes: Wishes, item: _Placed, setting: Setting) -> list[dict[str, Any]]:
+    """Return all models that a service serves, its own first, each with its form and what its requests get."""
+    if item.service.wish.backend == "ollama":
+        served = [
+            (runner.model, runner.artifact, runner.slots.context, runner.slots.parallel)
+            for runner in backend_ollama.runners(item.request, setting)
+        ]
+    else:
+        served = [(item.service.model, setting.artifact, setting.context_length, setting.parallel)]
+    return [
+        {
+            "name": model.name,
+            "quantization": artifact.name,
+            "context_length": context,
+            "parallel": parallel,
+            "model_file": _model_file(wishes, model, artifact),
+            "model_source": _model_source(artifact),
+        }
+        for model, artifact, context, parallel in served
+    ]
 
 
 def _model_file(wishes: Wishes, model: Model, artifact: Artifact) -> dict[str, Any] | None:
@@ -945,6 +1003,34 @@ def _model_files(wishes: Wishes, model: Model, artifact: Artifact) -> list[dict[
         }
         for file in artifact.source.parts or (artifact.source,)
     ]
+
+
+def _stored(wishes: Wishes, request: Request, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return everything that the store must hold for a service, with the further models that it serves."""
+    further = ((item.model, item.artifact) for item in request.options.get("models", ()))
+    return [entry for pair in ((request.model, artifact), *further) for entry in _store_entries(wishes, *pair)]
+
+
+def _store_entries(wishes: Wishes, model: Model, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return what the store must hold for one model: GGUF files, a repository, or a model of the Ollama library."""
+    source, words = artifact.source, {"model": model.name, "quantization": artifact.name}
+    if isinstance(source, Weights):
+        # The folder's name in a Hugging Face cache (https://huggingface.co/docs/hub/local-cache).
+        folder = "models--" + source.repository.replace("/", "--")
+        return [
+            {
+                **words,
+                "path": posixpath.join(wishes.models_path, "huggingface", folder),
+                "size_bytes": source.size_bytes,
+                "repository": source.repository,
+                "revision": source.revision,
+                "files": list(source.files),
+            }
+        ]
+    if isinstance(source, OllamaModel):
+        path = posixpath.join(wishes.models_path, "ollama")
+        return [{**words, "path": path, "size_bytes": source.size_bytes, "ollama": source.tag}]
+    return _model_files(wishes, model, artifact)
 
 
 def _model_source(artifact: Artifact) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.fleet.inference.plugins.module_utils.planning import kv_cache, sizing
 from ansible_collections.fleet.inference.plugins.module_utils.planning.catalog import Model, Weights
@@ -77,13 +77,15 @@ class Extras:
 
     ``settings`` are arguments that the plan sets, to the end of the variable's name that sets it instead (None where
     nothing does); ``refused`` are those that would undo it, with the reason. ``variables`` are the same of the
-    environment, beside what the plan itself sets there.
+    environment, beside what the plan itself sets there. ``removed`` are arguments that the engine once had and that
+    would end its start now, with what to do instead.
     """
 
     backend: str
     settings: Mapping[str, str | None]
     refused: Mapping[str, str]
     variables: Mapping[str, str]
+    removed: Mapping[str, str] = field(default_factory=dict)
 
 
 def artifacts(model: Model) -> tuple[Artifact, ...]:
@@ -295,6 +297,8 @@ def _check_argument(host: str, rules: Extras, argument: str, index: int) -> None
     # Both engines take underscores for hyphens, --name=value, --name.key for a key of JSON, and a name's beginning.
     shown = argument.partition("=")[0]
     name = shown.partition(".")[0].replace("_", "-")
+    if name in rules.removed:
+        raise PlanError(f"{where} has {shown}, which {rules.backend} does not have any more; {rules.removed[name]}")
     setting = _match(name, rules.settings)
     if setting is not None:
         suffix = rules.settings[setting]
@@ -314,7 +318,7 @@ def _match(name: str, known: Iterable[str]) -> str | None:
 
 
 def _check_variable(host: str, rules: Extras, name: str, env: Mapping[str, str]) -> None:
-    where = f"{host}: {rules.backend}_extra_env"
+    where = f"{host}: {rules.backend}_env"
     if name in env:
         raise PlanError(f"{where} sets {name}, which the plan sets; leave it out")
     reason = rules.variables.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ AUTO = "auto"
 #: backend (vllm_max_model_len): the words that the engine's own users know.
 SETTINGS: dict[str, dict[str, str]] = {
     "model": dict.fromkeys(BACKENDS, "model"),
+    "models": {"ollama": "models"},
     "port": dict.fromkeys(BACKENDS, "port"),
     "context_length": {
         "llamacpp": "ctx_size",
@@ -48,6 +49,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "max_requests": {"sglang": "max_running_requests", "vllm": "max_num_seqs"},
     "max_batched_tokens": {"sglang": "chunked_prefill_size", "vllm": "max_num_batched_tokens"},
     "memory_share": {"sglang": "mem_fraction_static", "vllm": "gpu_memory_utilization"},
+    "max_loaded_models": {"ollama": "max_loaded_models"},
 }
 SERVICE_KEYS = ("name", "backend", *SETTINGS)
 
@@ -62,7 +64,7 @@ VARIABLES = (
     "inference_models_path",
     "inference_tier",
     *(f"{backend}_{names[backend]}" for names in SETTINGS.values() for backend in sorted(names)),
-    *(f"{backend}_extra_{what}" for backend in BACKENDS for what in ("args", "env")),
+    *(f"{backend}_{what}" for backend in BACKENDS for what in ("extra_args", "env")),
 )
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
@@ -77,11 +79,14 @@ class ServiceWish:
 
     ``context_length`` is in tokens a request, ``parallel`` the requests with a full context that must fit at the same
     time. vLLM and SGLang take more requests than that when they are shorter: ``max_requests`` at most.
+    ``models`` are all that it serves, its own first; ``models_setting`` is the one that names them, ``model`` or
+    ``models``. ``max_loaded_models`` of them are in memory at the same time, all of them by default.
     """
 
     name: str
     backend: str
-    model: str
+    models: tuple[str, ...]
+    models_setting: str
     listed: bool
     port: int | None
     default_port: int | None
@@ -95,8 +100,14 @@ class ServiceWish:
     max_requests: int | None
     max_batched_tokens: int | None
     memory_share: float | None
+    max_loaded_models: int | None
     extra_args: tuple[str, ...]
     extra_env: dict[str, str]
+
+    @property
+    def model(self) -> str:
+        """The service's own model, which must answer before the service counts as started."""
+        return self.models[0]
 
     def remedy(self, setting: str, value: object) -> str:
         """Return the words that set one setting of this service where its user would set it."""
@@ -316,10 +327,12 @@ class _Parser:
             if entry.get(setting) is not None and backend not in names:
                 each(self._not_for, f"{setting} of service {name} in inference_services", backend, sorted(names))
         where = f"port of service {name} in inference_services"
+        models_setting, models = each(self._models, entry, name, read) or ("model", ("",))
         return ServiceWish(
             name=name,
             backend=backend,
-            model=each(self._model, *read("model"), name if listed else None) or "",
+            models=models,
+            models_setting=models_setting,
             listed=listed,
             port=each(self._integer, where, entry.get("port"), 1, 65535),
             default_port=each(self._integer, f"{backend}_port", self._raw.get(f"{backend}_port"), 1, 65535),
@@ -333,17 +346,40 @@ class _Parser:
             max_requests=each(self._integer, *read("max_requests"), 1),
             max_batched_tokens=each(self._integer, *read("max_batched_tokens"), 1),
             memory_share=each(self._share, *read("memory_share")),
+            max_loaded_models=each(self._integer, *read("max_loaded_models"), 1),
             extra_args=each(self._arguments, f"{backend}_extra_args", self._raw.get(f"{backend}_extra_args")) or (),
-            extra_env=each(self._environment, f"{backend}_extra_env", self._raw.get(f"{backend}_extra_env")) or {},
+            extra_env=each(self._environment, f"{backend}_env", self._raw.get(f"{backend}_env")) or {},
         )
 
-    def _model(self, where: str, value: object, listed_name: str | None) -> str:
+    def _models(
+        self, entry: Mapping[str, Any], name: str, read: Callable[[str], tuple[str, Any]]
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the setting that names the service's models, and the models; an entry's own come before variables."""
+        given = {setting: read(setting) for setting in ("model", "models")}
+        if any(entry.get(setting) is not None for setting in given):
+            given = {setting: told for setting, told in given.items() if entry.get(setting) is not None}
+        (where, value), (list_where, listed) = (given.get(setting, ("", None)) for setting in ("model", "models"))
+        if value is not None and listed is not None:
+            raise PlanError(f"{self._host}: {where} and {list_where} are both set; leave one of them out")
+        if listed is not None:
+            return "models", self._model_list(list_where, listed)
         if value is None:
-            place = where if listed_name is None else f"model of service {listed_name} in inference_services"
-            raise PlanError(f"{self._host}: {place} is not set; give the name of a model in inference_models")
+            if self._raw.get("inference_services") is not None:
+                where = f"model of service {name} in inference_services"
+            raise PlanError(f"{self._host}: {where} is not set; give the name of a model in inference_models")
         if not isinstance(value, str):
             self._wrong(where, value, "the name of a model in inference_models")
-        return str(value)
+        return "model", (str(value),)
+
+    def _model_list(self, where: str, value: object) -> tuple[str, ...]:
+        right = "a list of names of models in inference_models"
+        if not isinstance(value, list | tuple) or not value:
+            self._wrong(where, value, right)
+        models = tuple(item if isinstance(item, str) else self._wrong(where, value, right) for item in value)
+        doubled = next((item for item in models if models.count(item) > 1), None)
+        if doubled is not None:
+            raise PlanError(f"{self._host}: {where} names {doubled} twice; leave one of them out")
+        return models
 
     def _not_for(self, where: str, backend: str, others: Sequence[str]) -> None:
         raise PlanError(

@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is connected to a service: a request holds its connection until the last token of its answer is out."""
+"""Who is connected to a service: a request holds its connection until the last token of its answer is out.
+
+Also a program of its own, standard library only, Python 3.8 or later: `inference-idle CONFIG_ROOT SERVICE SECONDS`,
+with which the unit of an engine that cuts its requests when it is told to end waits before it tells it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from typing import Callable, Dict, Mapping, Optional, Sequence
 
@@ -58,3 +66,64 @@ def wait_until_idle(
             return dict(busy)
         sleep(INTERVAL_SECONDS)
         busy = {name: count(name) for name in busy}
+
+
+def counter(pid_of: Callable[[str], Optional[int]], config_root: str, proc: str = "/proc") -> Callable[[str], int]:
+    """Return what counts the connections of a service's clients; ``pid_of`` knows the process of a container."""
+
+    def count(service: str) -> int:
+        pid = pid_of(f"inference-{service}")
+        if pid is None:
+            return 0
+        process = os.path.join(proc, str(pid))
+        shared = _network(process) == _network(os.path.join(proc, "self"))
+        tables = [_text(os.path.join(process, "net", table)) for table in ("tcp", "tcp6")]
+        return clients(tables, _published(config_root, service) if shared else None)
+
+    return count
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        # The service has just ended.
+        return ""
+
+
+def _published(config_root: str, service: str) -> Optional[int]:
+    """Return the port on which a service is published, as its service.json says."""
+    try:
+        port = json.loads(_text(os.path.join(config_root, "services", service, "service.json"))).get("port")
+    except (AttributeError, ValueError):
+        return None
+    return port if isinstance(port, int) else None
+
+
+def _network(process: str) -> Optional[str]:
+    try:
+        return os.readlink(os.path.join(process, "ns", "net"))
+    except OSError:
+        return None
+
+
+def _docker_pid(container: str) -> Optional[int]:
+    words = ["docker", "container", "inspect", "--format={{.State.Pid}}", container]
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return int(done.stdout) or None if done.stdout.strip().isdigit() else None
+
+
+def main(arguments: Sequence[str], pid_of: Callable[[str], Optional[int]] = _docker_pid) -> int:
+    """Wait until the service's requests are answered, and say it when the time was too short."""
+    config_root, service, seconds = arguments
+    for name, number in wait_until_idle(counter(pid_of, config_root), [service], float(seconds)).items():
+        print(f"{number} clients are still connected to {name} after {seconds} s; their requests are cut", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from typing import Iterator, List, Mapping, Optional, Union
+from typing import Iterator, List, Mapping, Optional, Tuple, Union
 
 LOCK_POLL_SECONDS = 0.2
 
@@ -105,6 +106,28 @@ def make_directory(path: str, mode: int) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
         os.chmod(path, mode)
+
+
+def folder_owner(path: str) -> Optional[Tuple[int, int]]:
+    """User and group id of a folder, None when there is none; raises `OSError` for anything else than a folder."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return found.st_uid, found.st_gid
+
+
+def give_folder(path: str, owner: Tuple[int, int]) -> None:
+    """Make a folder (mode 0700) if it is missing, and give it with all in it to `owner`; links are not followed."""
+    make_directory(path, 0o700)
+    for _folder, names, others, descriptor in os.fwalk(path):
+        for name in [*names, *others]:
+            os.chown(name, *owner, dir_fd=descriptor, follow_symlinks=False)
+    os.chown(path, *owner, follow_symlinks=False)
 
 
 def fingerprint(contents: Mapping[str, bytes]) -> str:

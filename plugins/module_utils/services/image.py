@@ -96,6 +96,16 @@ def explain_start(lines: List[str]) -> str:
     found = re.search(r"bind source path does not exist: ([^\n]+)", text)
     if found:
         return f"the path {found.group(1).strip()} is missing on the node: put it there first"
+    found = re.search(r"invalid device: (\S+)|Failed to infer device type|No accelerator \(", text)
+    if found:
+        named = f" ({found.group(1)})" if found.group(1) else ""
+        return f"the engine sees no GPU{named} in its container: check the driver, and that it suits the image"
+    if re.search(r"is less than desired GPU memory utilization", text):
+        return "less GPU memory is free than the plan gives it: stop what else uses the GPU"
+    if re.search(r"Not enough memory\. Please try to increase --mem-fraction-static", text):
+        return "its share of the GPU memory does not hold the model: stop what else uses the GPU, or give it more"
+    if re.search(r"LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't find them in the cached files", text):
+        return "the model is not whole in the model store: run the role model_store again"
     if re.search(r"No such image", text):
         return "the image is not on the node any more: run again with pull: missing"
     if re.search(

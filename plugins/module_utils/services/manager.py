@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import inspect
 import os
+import re
 import shutil
 import socket
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
+from ansible_collections.fleet.inference.plugins.module_utils.services import connections, readiness
 from ansible_collections.fleet.inference.plugins.module_utils.services import files as fs
-from ansible_collections.fleet.inference.plugins.module_utils.services import readiness
 from ansible_collections.fleet.inference.plugins.module_utils.services.applied import (
     Applied,
     installed_contents,
@@ -29,17 +33,27 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.engine im
 )
 from ansible_collections.fleet.inference.plugins.module_utils.services.files import FileState, OwnedFile
 from ansible_collections.fleet.inference.plugins.module_utils.services.image import explain_start
-from ansible_collections.fleet.inference.plugins.module_utils.services.spec import GPU_READY_UNIT, ServiceSpec
+from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
+    GPU_READY_UNIT,
+    LOCK_WAIT_SECONDS,
+    TARGET_UNIT,
+    Mount,
+    ServiceSpec,
+)
 from ansible_collections.fleet.inference.plugins.module_utils.services.systemd import Systemd, SystemdError, UnitState
 from ansible_collections.fleet.inference.plugins.module_utils.services.unit import (
     START_MARGIN_SECONDS,
-    STOP_MARGIN_SECONDS,
     render_gpu_ready,
+    render_lifecycle,
+    render_order,
+    render_target,
+    stop_limit,
 )
 
 # How long systemctl may take beyond the unit's own limits, which end first.
 SYSTEMCTL_MARGIN_SECONDS = 60
 LOCK_MARGIN_SECONDS = 300
+SHOWN_LINES = 15
 GPU_READY_REPORT = "/run/inference-fleet/gpu-ready.json"
 PULL_ALWAYS_LATER = "(known after the pull)"
 
@@ -72,6 +86,8 @@ class Observed:
     files: Dict[str, Optional[FileState]]
     unit: UnitState
     enabled: bool
+    #: Enabled by the fleet's target and by nothing else.
+    grouped: bool
     applied: Optional[Applied]
     image_id: Optional[str]
 
@@ -89,8 +105,13 @@ class Plan:
     writes: List[OwnedFile] = field(default_factory=list)
     rights: List[OwnedFile] = field(default_factory=list)
     removals: List[str] = field(default_factory=list)
+    folders: List[Mount] = field(default_factory=list)
+    #: Those of them that are not there yet.
+    made: List[str] = field(default_factory=list)
     reload: bool = False
     enable: Optional[bool] = None
+    #: The fleet's target is to be enabled.
+    group: bool = False
     run: Optional[str] = None
     actions: List[str] = field(default_factory=list)
     #: The unit's running state may no longer be what it was.
@@ -116,9 +137,9 @@ def port_problem(address: str, port: int) -> str:
     return ""
 
 
-def readiness_program() -> bytes:
-    """The readiness program as it is installed, from this package wherever that was loaded from (a zip file too)."""
-    return b"#!/usr/bin/python3\n" + inspect.getsource(readiness).encode()
+def program_text(module: ModuleType) -> str:
+    """A module as the program that is installed, from this package wherever that was loaded from (a zip file too)."""
+    return "#!/usr/bin/python3\n" + inspect.getsource(module)
 
 
 class ServiceManager:
@@ -143,6 +164,7 @@ class ServiceManager:
         self.port_probe = port_probe
         self.clock = clock
         self.result = Result()
+        self._unit_text = ""
         self._uid = os.geteuid()
         self._gid = os.getegid()
 
@@ -191,17 +213,20 @@ class ServiceManager:
 
     def _observe(self) -> Observed:
         spec = self.spec
-        paths = {spec.unit_path, spec.gpu_ready_path, spec.program_path, *fs.plain_files(spec.directory)}
+        paths = {spec.unit_path, *spec.drop_ins, spec.target_path, *spec.programs, *fs.plain_files(spec.directory)}
         names = ("service.env", "readiness.json", "service.json", "applied.json", *(item.name for item in spec.files))
         paths.update(spec.file_path(name) for name in names)
         files = {path: fs.read_file(path) for path in sorted(paths)}
+        unit_file = files[spec.unit_path]
+        self._unit_text = unit_file.content.decode("utf-8", "replace") if unit_file else ""
         return Observed(
             files=files,
             unit=self.systemd.state(spec.unit_name),
-            enabled=os.path.lexists(spec.wants_path),
+            enabled=os.path.lexists(spec.wants_path) or os.path.lexists(spec.lone_wants_path),
+            grouped=os.path.lexists(spec.wants_path) and not os.path.lexists(spec.lone_wants_path),
             applied=read_applied(files[spec.file_path("applied.json")]),
             image_id=None,
-            unit_file=files[spec.unit_path],
+            unit_file=unit_file,
         )
 
     def _ensure_image(self, observed: Observed) -> List[str]:
@@ -242,15 +267,21 @@ class ServiceManager:
         def owned(path: str, content: str, mode: int, **flags: bool) -> OwnedFile:
             return OwnedFile(path, FileState(content.encode("utf-8"), mode, self._uid, self._gid), **flags)
 
-        desired = [owned(spec.program_path, readiness_program().decode("utf-8"), 0o755)]
+        desired = [owned(spec.program_path, program_text(readiness), 0o755)]
+        if spec.idle_timeout_seconds:
+            desired.append(owned(spec.idle_program_path, program_text(connections), 0o755))
         desired.append(owned(spec.file_path("service.env"), spec.env_text(), 0o600, restarts=True))
         for item in spec.files:
             uid = self._uid if item.owner_uid is None else item.owner_uid
             state = FileState(item.content.encode("utf-8"), item.mode, uid, self._gid)
             desired.append(OwnedFile(spec.file_path(item.name), state, restarts=True, secret=item.secret))
         if spec.readiness:
-            desired.append(owned(spec.file_path("readiness.json"), spec.readiness.to_json(), 0o600))
+            desired.append(owned(spec.file_path("readiness.json"), spec.readiness_json(), 0o600))
         desired.append(owned(spec.unit_path, self.engine.unit(spec), 0o644, restarts=True))
+        desired.append(owned(spec.target_path, render_target(), 0o644))
+        desired.append(owned(spec.lifecycle_path, render_lifecycle(self.systemd.version()), 0o644))
+        if spec.start_after:
+            desired.append(owned(spec.order_path, render_order(spec), 0o644))
         if spec.uses_gpus and os.path.exists(os.path.join(spec.paths.unit_dir, GPU_READY_UNIT)):
             desired.append(owned(spec.gpu_ready_path, render_gpu_ready(), 0o644))
         desired.append(owned(spec.file_path("service.json"), spec.to_json(image_id), 0o644, late=True))
@@ -266,6 +297,7 @@ class ServiceManager:
         plan = Plan()
         if not os.path.isdir(spec.directory):
             plan.actions.append(f"create {spec.directory}")
+        self._plan_folders(plan)
         for item in desired:
             found = observed.files[item.path]
             if found is None or found.content != item.state.content:
@@ -278,17 +310,33 @@ class ServiceManager:
         plan.removals = [path for path, found in observed.files.items() if found is not None and path not in kept]
         plan.actions += [f"remove {path}" for path in plan.removals]
         wanted = spec.state != "stopped"
-        if observed.enabled != wanted:
+        if observed.enabled != wanted or (wanted and not observed.grouped):
             plan.enable = wanted
             plan.actions.append(f"{'enable' if wanted else 'disable'} {spec.unit_name}")
+        if not os.path.lexists(spec.target_wants_path):
+            plan.group = True
+            plan.actions.append(f"enable {TARGET_UNIT}")
         changed = {*(item.path for item in plan.writes), *plan.removals}
-        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, spec.gpu_ready_path})
+        plan.reload = observed.unit.needs_reload or bool(changed & {spec.unit_path, spec.target_path, *spec.drop_ins})
         if plan.reload:
             plan.actions.append("daemon-reload")
         plan.run = self._needed_run(observed, desired, plan)
         if plan.run:
             plan.actions.append(f"{plan.run} {spec.unit_name}")
         return plan
+
+    def _plan_folders(self, plan: Plan) -> None:
+        """Note the folders that are to be made, or given to the user of the container."""
+        for mount in self.spec.mounts:
+            if mount.owner is None:
+                continue
+            found = fs.folder_owner(mount.source)
+            if found == mount.owner_ids():
+                continue
+            plan.folders.append(mount)
+            if found is None:
+                plan.made.append(mount.source)
+            plan.actions.append(f"create {mount.source}" if found is None else f"give {mount.source} to {mount.owner}")
 
     def _needed_run(self, observed: Observed, desired: List[OwnedFile], plan: Plan) -> Optional[str]:
         state = self.spec.state
@@ -332,9 +380,11 @@ class ServiceManager:
             for parent in parents:
                 fs.make_directory(parent, 0o755)
             fs.make_directory(spec.directory, 0o750)
-            if any(item.path == spec.gpu_ready_path for item in plan.writes):
-                fs.make_directory(os.path.dirname(spec.gpu_ready_path), 0o755)
+            for mount in plan.folders:
+                fs.give_folder(mount.source, mount.owner_ids())
             for item in plan.writes:
+                if item.path in spec.drop_ins:
+                    fs.make_directory(os.path.dirname(item.path), 0o755)
                 if not item.late:
                     fs.write_file(item.path, item.state)
             for item in plan.rights:
@@ -354,8 +404,12 @@ class ServiceManager:
         """Enable or disable the unit, have systemd read it, and run it; the plan notes when running it began."""
         if plan.enable is not None:
             (self.systemd.enable if plan.enable else self.systemd.disable)(self.spec.unit_name)
+        if plan.group:
+            self.systemd.enable(TARGET_UNIT)
         if plan.reload:
             self.systemd.daemon_reload()
+        if (plan.group or plan.run in ("start", "restart")) and os.path.exists(self.spec.target_path):
+            self.systemd.activate(TARGET_UNIT)
         plan.touched = plan.run is not None
         self._run_unit(plan.run, observed)
 
@@ -363,6 +417,8 @@ class ServiceManager:
         unit = self.spec.unit_name
         if run == "stop":
             self.systemd.stop(unit, self._stop_timeout())
+            # An engine that had to be killed leaves the unit failed, and it is stopped, as was wished.
+            self.systemd.reset_failed(unit)
         elif run:
             if run != "wait for":
                 self.systemd.reset_failed(unit)
@@ -379,21 +435,21 @@ class ServiceManager:
     def _failure(self, error: Exception, plan: Plan, observed: Observed, began: float) -> ServiceError:
         """Put everything back and say what happened."""
         unit = self.spec.unit_name
-        journal: List[str] = []
+        lines: List[str] = []
         reason = _os_reason(error) if isinstance(error, OSError) else f"systemctl failed ({error})"
         if plan.touched and isinstance(error, SystemdError):
-            journal = [self.spec.masked(line) for line in self.systemd.journal(unit, began)]
+            lines = [self.spec.masked(line) for line in self.systemd.journal(unit, began)]
             if plan.run == "stop":
                 reason = f"it could not be stopped ({error}): see `systemctl status {unit}` on the node"
             else:
                 cause = (
                     self._gpu_cause(error)
-                    or explain_start(journal)
+                    or explain_start(lines)
                     or f"{str(error).rstrip('.')}: see `journalctl -u {unit}` on the node"
                 )
                 reason = f"it did not become ready: {cause}"
         restored = self._put_back(plan, observed)
-        return self._error(f"{reason}; {restored}", journal, restored)
+        return self._error(f"{reason}; {restored}", lines[-SHOWN_LINES:], restored)
 
     def _gpu_cause(self, error: SystemdError) -> str:
         """What gpu-ready found missing, when the service was not started because of that; else empty."""
@@ -407,7 +463,7 @@ class ServiceManager:
         """Return to the observed files, enablement, image and running state; gives the clause that says how it went."""
         spec = self.spec
         unit = spec.unit_name
-        nothing_written = not (plan.writes or plan.rights or plan.removals)
+        nothing_written = not (plan.writes or plan.rights or plan.removals or plan.folders)
         moved = bool(observed.applied and observed.applied.image_id not in (None, observed.image_id))
         if plan.run == "wait for" and nothing_written:
             return "nothing of it had changed, so there is no earlier version to return to"
@@ -416,8 +472,11 @@ class ServiceManager:
             steps.append(("stop", lambda: self.systemd.stop(unit, self._stop_timeout())))
         if not observed.enabled and plan.enable:
             steps.append(("disable", lambda: self.systemd.disable(unit)))
+        if observed.files[spec.target_path] is None and plan.group:
+            steps.append(("target", self._disband))
         steps.append(("files", lambda: self._restore_files(observed)))
-        if observed.enabled and plan.enable is False:
+        steps.append(("folders", lambda: self._remove_empty(plan.made)))
+        if observed.enabled and plan.enable is not None:
             steps.append(("enable", lambda: self.systemd.enable(unit)))
         if moved and observed.applied and observed.applied.image_id:
             image, image_id = spec.image or "", observed.applied.image_id
@@ -468,6 +527,19 @@ class ServiceManager:
         ):
             with contextlib.suppress(OSError):
                 os.rmdir(self.spec.directory)
+
+    def _remove_file(self, path: str) -> None:
+        """Remove a file; with the drop-in goes its folder, unless somebody else has one there."""
+        fs.remove_file(path)
+        if path in self.spec.drop_ins:
+            self._remove_empty([os.path.dirname(path)])
+
+    @staticmethod
+    def _remove_empty(folders: List[str]) -> None:
+        """Remove folders that have nothing in them."""
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     # -- only the running state, and removal -----------------------------------------------------------------------
 
@@ -528,7 +600,9 @@ class ServiceManager:
         """state absent: stop, disable, remove the unit, the files and the container; the image and all data stay."""
         spec = self.spec
         observed = self._observe()
-        observed.files.pop(spec.program_path)
+        for path in spec.programs:
+            observed.files.pop(path)
+        last = observed.files.pop(spec.target_path) is not None and not self._has_neighbours()
         container = False
         with contextlib.suppress(EngineUnavailable):
             container = self.engine.container_exists(spec.container_name)
@@ -537,11 +611,14 @@ class ServiceManager:
             steps.append((f"stop {spec.unit_name}", lambda: self.systemd.stop(spec.unit_name, self._stop_timeout())))
         if observed.enabled:
             steps.append((f"disable {spec.unit_name}", lambda: self.systemd.disable(spec.unit_name)))
+        for path in spec.drop_ins:
+            if observed.files[path] is not None:
+                steps.append((f"remove {path}", partial(self._remove_file, path)))
         if observed.installed:
-            if observed.files[spec.gpu_ready_path]:
-                path = spec.gpu_ready_path
-                steps.append((f"remove {path}", lambda: self._remove_file(path)))
             steps.append((f"remove {spec.unit_path}", lambda: fs.remove_file(spec.unit_path)))
+        if last:
+            steps.append((f"remove {spec.target_path}", self._remove_target))
+        if observed.installed or last:
             steps.append(("daemon-reload", self.systemd.daemon_reload))
         # The unit removes its container when it stops, so a container that is running now is gone by then.
         if container:
@@ -561,12 +638,20 @@ class ServiceManager:
                 self.systemd.reset_failed(spec.unit_name)
         return self.result
 
-    def _remove_file(self, path: str) -> None:
-        """Remove a file; with the drop-in goes its folder, unless somebody else has one there."""
-        fs.remove_file(path)
-        if path == self.spec.gpu_ready_path:
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.dirname(path))
+    def _has_neighbours(self) -> bool:
+        """Whether other services of the machine belong to the target."""
+        mine = self.spec.lifecycle_path
+        found = glob.glob(os.path.join(self.spec.paths.unit_dir, "*.service.d", os.path.basename(mine)))
+        return any(path != mine for path in found)
+
+    def _disband(self) -> None:
+        """Stop and disable the target, to which no service belongs any more."""
+        self.systemd.stop(TARGET_UNIT, SYSTEMCTL_MARGIN_SECONDS)
+        self.systemd.disable(TARGET_UNIT)
+
+    def _remove_target(self) -> None:
+        self._disband()
+        fs.remove_file(self.spec.target_path)
 
     # -- words -----------------------------------------------------------------------------------------------------
 
@@ -588,7 +673,7 @@ class ServiceManager:
             after=after,
             lines=lines,
             env_path=spec.file_path("service.env"),
-            digest_paths={spec.program_path},
+            digest_paths=set(spec.programs),
             secret_paths=self._secret_paths(observed),
         )
 
@@ -640,10 +725,18 @@ class ServiceManager:
 
     def _start_timeout(self, deadline: float) -> float:
         """Seconds that systemctl may need to stop the old container and to start one with this readiness deadline."""
-        return self._stop_timeout() + deadline + START_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS
+        lock = LOCK_WAIT_SECONDS if self.spec.start_locks else 0
+        unit = max(lock + deadline + START_MARGIN_SECONDS, self._installed_limit("TimeoutStartSec"))
+        return self._stop_timeout() + unit + SYSTEMCTL_MARGIN_SECONDS
 
     def _stop_timeout(self) -> float:
-        return float(self.spec.stop_timeout_seconds + STOP_MARGIN_SECONDS + SYSTEMCTL_MARGIN_SECONDS)
+        unit = max(stop_limit(self.spec), self._installed_limit("TimeoutStopSec"))
+        return float(unit + SYSTEMCTL_MARGIN_SECONDS)
+
+    def _installed_limit(self, setting: str) -> int:
+        """Seconds that the installed unit gives itself, 0 without one: options may not tell, and it is what stops."""
+        found = re.search(rf"^{setting}=(\d+)$", self._unit_text, re.MULTILINE)
+        return int(found.group(1)) if found else 0
 
     def _error(self, clause: str, journal: Optional[List[str]] = None, restored: str = "") -> ServiceError:
         return ServiceError(self.spec.masked(f"{self.host}: service {self.spec.name}: {clause}"), journal, restored)
@@ -656,7 +749,7 @@ def _os_reason(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{where} cannot be written ({error.strerror}): run the task with become"
     if error.errno == errno.ELOOP:
-        return f"{where} is a symbolic link, which must be a plain file: remove the link"
+        return f"{where} is a symbolic link, which must be a plain file or folder: remove the link"
     return f"{where}: {error.strerror or error}"
 
 

@@ -7,19 +7,26 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.@\\-]+\.[a-z]+")
 MODE = re.compile(r"0?[0-7]{3}")
+OWNER = re.compile(r"[0-9]+:[0-9]+")
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]+")
 RESERVED_FILES = frozenset({"service.json", "service.env", "readiness.json", "applied.json"})
 # docker reads an env file with Go's bufio.Scanner, whose longest line is 64 KiB.
 ENV_LINE_BYTES = 64 * 1024 - 1
+#: Where services that share a GPU wait for each other; emptied by a restart of the node.
+RUN_ROOT = "/run/inference-fleet"
+#: How long a service may wait until no other one starts on its GPUs, in seconds.
+LOCK_WAIT_SECONDS = 3600
 #: The unit that says whether the node's GPUs can be used; the role gpu_ready installs it.
 GPU_READY_UNIT = "gpu-ready.service"
+#: The unit that groups the services of a machine: what is done to it is done to all of them.
+TARGET_UNIT = "inference-fleet.target"
 #: Devices that CUDA and ROCm need; what has only /dev/dri uses Vulkan.
 COMPUTE_DEVICES = ("nvidia.com/", "amd.com/", "/dev/nvidia", "/dev/kfd")
 # A shorter secret would be found in a unit by chance.
@@ -44,11 +51,17 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class Mount:
-    """A path of the node inside the container."""
+    """A path of the node inside the container; with an owner (`uid:gid`) a folder that is made and given to it."""
 
     source: str
     target: str
     read_only: bool = True
+    owner: Optional[str] = None
+
+    def owner_ids(self) -> Tuple[int, int]:
+        """The owner's user and group id."""
+        uid, _, gid = (self.owner or "").partition(":")
+        return int(uid), int(gid)
 
 
 @dataclass(frozen=True)
@@ -86,15 +99,15 @@ class Readiness:
     health_status: int = 200
     models_path: Optional[str] = None
     model: Optional[str] = None
+    further_models: Sequence[str] = ()
+    further_answer: bool = False
     generate_path: Optional[str] = None
     generate_body: Optional[Dict[str, Any]] = None
+    gpu_path: Optional[str] = None
+    gpu_whole: bool = True
     bearer_env: Optional[str] = None
     interval_seconds: float = 0.5
     request_timeout_seconds: float = 30.0
-
-    def to_json(self) -> str:
-        """The text of readiness.json; it names the variable that holds a key, never the key."""
-        return json.dumps(self.__dict__, indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ class ServiceSpec:
     description: str = ""
     backend: str = ""
     model: str = ""
+    models: Tuple[str, ...] = ()
     units: Optional[Tuple[str, ...]] = None
     image: Optional[str] = None
     pull: str = "missing"
@@ -136,8 +150,10 @@ class ServiceSpec:
     memory_limit_bytes: Optional[int] = None
     pids_limit: Optional[int] = None
     stop_timeout_seconds: int = 30
+    idle_timeout_seconds: int = 0
     after: Tuple[str, ...] = ()
     requires: Tuple[str, ...] = ()
+    start_after: Tuple[str, ...] = ()
     readiness: Optional[Readiness] = None
     paths: Paths = field(default_factory=Paths)
 
@@ -156,7 +172,27 @@ class ServiceSpec:
     @property
     def wants_path(self) -> str:
         """The link by which systemd knows the unit as enabled."""
+        return os.path.join(self.paths.unit_dir, f"{TARGET_UNIT}.wants", self.unit_name)
+
+    @property
+    def lone_wants_path(self) -> str:
+        """The same link for a unit that starts by itself and not with the target: as the unit says without drop-ins."""
         return os.path.join(self.paths.unit_dir, "multi-user.target.wants", self.unit_name)
+
+    @property
+    def target_path(self) -> str:
+        """The target that groups this service with the others of the machine."""
+        return os.path.join(self.paths.unit_dir, TARGET_UNIT)
+
+    @property
+    def target_wants_path(self) -> str:
+        """The link by which systemd knows the target as enabled."""
+        return os.path.join(self.paths.unit_dir, "multi-user.target.wants", TARGET_UNIT)
+
+    @property
+    def order_path(self) -> str:
+        """The drop-in with the order of starts: a file of its own, so that a new neighbour restarts nobody."""
+        return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "start-order.conf")
 
     @property
     def gpu_ready_path(self) -> str:
@@ -164,9 +200,32 @@ class ServiceSpec:
         return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "gpu-ready.conf")
 
     @property
+    def lifecycle_path(self) -> str:
+        """The drop-in of the unit that says with whom it starts and stops, and how soon it starts again."""
+        return os.path.join(self.paths.unit_dir, f"{self.unit_name}.d", "lifecycle.conf")
+
+    @property
+    def drop_ins(self) -> Tuple[str, ...]:
+        """Every drop-in that the unit may have."""
+        return (self.order_path, self.gpu_ready_path, self.lifecycle_path)
+
+    @property
     def uses_gpus(self) -> bool:
         """Whether the container gets a GPU for CUDA or ROCm."""
         return any(device.startswith(COMPUTE_DEVICES) for device in self.devices)
+
+    @property
+    def start_locks(self) -> Tuple[str, ...]:
+        """The locks that the service holds while it starts, one for each of its units, in the order of taking them."""
+        if self.readiness is None:
+            return ()
+        names = sorted({re.sub(r"[^A-Za-z0-9.-]", "_", unit) for unit in self.units or ()})
+        return tuple(os.path.join(RUN_ROOT, f"start-on-{name}.lock") for name in names)
+
+    @property
+    def gate_path(self) -> str:
+        """The file that says which start of the service holds its locks."""
+        return os.path.join(RUN_ROOT, f"{self.name}.start")
 
     @property
     def directory(self) -> str:
@@ -177,12 +236,33 @@ class ServiceSpec:
         return os.path.join(self.paths.state_root, "bin", "inference-ready")
 
     @property
+    def idle_program_path(self) -> str:
+        return os.path.join(self.paths.state_root, "bin", "inference-idle")
+
+    @property
+    def programs(self) -> Tuple[str, ...]:
+        """The programs that the unit uses; they are shared with other services."""
+        return (self.program_path, *((self.idle_program_path,) if self.idle_timeout_seconds else ()))
+
+    @property
     def lock_path(self) -> str:
         return os.path.join(self.paths.state_root, "locks", f"{self.name}.lock")
 
     def file_path(self, name: str) -> str:
         """The path of a file in the service's own directory."""
         return os.path.join(self.directory, name)
+
+    def readiness_json(self) -> str:
+        """The text of readiness.json; it names the variable that holds a key, never the key."""
+        settings = dict(self.readiness.__dict__) if self.readiness else {}
+        if not settings.get("further_models"):
+            settings.pop("further_models", None)
+            settings.pop("further_answer", None)
+        if self.start_locks:
+            settings["locks"] = list(self.start_locks)
+            settings["lock_timeout_seconds"] = LOCK_WAIT_SECONDS
+            settings["gate"] = self.gate_path
+        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
     def secrets(self) -> List[str]:
         """Every value that no output may show, longest first."""
@@ -214,6 +294,8 @@ class ServiceSpec:
         }
         if self.units is not None:
             record["units"] = list(self.units)
+        if self.models:
+            record["models"] = list(self.models)
         return json.dumps(record, indent=2) + "\n"
 
     def env_text(self) -> str:
@@ -242,6 +324,7 @@ class ServiceSpec:
             description=params.get("description") or "",
             backend=params.get("backend") or "",
             model=params.get("model") or "",
+            models=strings("models"),
             units=None if params.get("units") is None else strings("units"),
             image=params.get("image") or None,
             pull=params.get("pull") or "missing",
@@ -266,8 +349,10 @@ class ServiceSpec:
             memory_limit_bytes=params.get("memory_limit_bytes"),
             pids_limit=params.get("pids_limit"),
             stop_timeout_seconds=30 if params.get("stop_timeout_seconds") is None else params["stop_timeout_seconds"],
+            idle_timeout_seconds=params.get("idle_timeout_seconds") or 0,
             after=strings("after"),
             requires=strings("requires"),
+            start_after=strings("start_after"),
             readiness=Readiness(**given(readiness)) if readiness else None,
             paths=Paths(**{key: params[key] for key in ("config_root", "state_root", "unit_dir") if params.get(key)}),
         )
@@ -294,7 +379,7 @@ class ServiceSpec:
         ):
             for value in values:
                 _encodable(option, value)
-        for option, units in (("after", self.after), ("requires", self.requires)):
+        for option, units in (("after", self.after), ("requires", self.requires), ("start_after", self.start_after)):
             for unit in units:
                 if not UNIT_NAME.fullmatch(unit):
                     raise SpecError(
@@ -310,8 +395,9 @@ class ServiceSpec:
             value = getattr(self, limit)
             if value is not None and value <= 0:
                 raise SpecError(f"{limit} is {value}, which must be above 0 (leave it out for no limit)")
-        if self.stop_timeout_seconds < 0:
-            raise SpecError(f"stop_timeout_seconds is {self.stop_timeout_seconds}, which must be 0 or more")
+        for limit in ("stop_timeout_seconds", "idle_timeout_seconds"):
+            if getattr(self, limit) < 0:
+                raise SpecError(f"{limit} is {getattr(self, limit)}, which must be 0 or more")
         both = sorted(set(self.env) & set(self.secret_env))
         if both:
             raise SpecError(f"env and secret_env both set {both[0]}, which must stand in one of them")
@@ -341,6 +427,11 @@ class ServiceSpec:
                 raise SpecError(
                     f"mounts has {mount.source}, but a service must never get the engine's socket: leave it out"
                 )
+            if mount.owner is not None and (not OWNER.fullmatch(mount.owner) or mount.read_only):
+                raise SpecError(
+                    f"mounts has the owner {mount.owner!r} for {mount.source}, which must be numbers, as in "
+                    "10001:10001, and read_only must be false"
+                )
         for volume in self.volumes:
             if not FILE_NAME.fullmatch(volume.name):
                 raise SpecError(f"volumes has the name {volume.name!r}, which must be letters, digits and ._-")
@@ -352,10 +443,14 @@ class ServiceSpec:
     def _check_readiness(self, readiness: Readiness) -> None:
         if readiness.timeout_seconds <= 0 or readiness.interval_seconds <= 0 or readiness.request_timeout_seconds <= 0:
             raise SpecError("readiness has a time that is not above 0 seconds, which must be a positive number")
-        for option in ("health_path", "models_path", "generate_path"):
+        for option in ("health_path", "models_path", "generate_path", "gpu_path"):
             path = getattr(readiness, option)
             if path is not None and not path.startswith("/"):
                 raise SpecError(f"readiness.{option} is {path!r}, which must begin with a slash")
+        if readiness.further_models and not (readiness.model and readiness.models_path):
+            raise SpecError("readiness.further_models must come with readiness.model and readiness.models_path")
+        if readiness.gpu_path is not None and not (readiness.model and readiness.generate_path):
+            raise SpecError("readiness.gpu_path must come with readiness.model and readiness.generate_path")
         known = set(self.env) | set(self.secret_env)
         if self.image and readiness.bearer_env is not None and readiness.bearer_env not in known:
             raise SpecError(

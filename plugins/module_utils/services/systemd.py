@@ -8,7 +8,8 @@ from typing import List
 
 from ansible_collections.fleet.inference.plugins.module_utils.services.runner import CommandNotFound, Runner
 
-JOURNAL_LINES = 15
+# Engines of several processes say the cause first, and then how each of the others ended because of it.
+JOURNAL_LINES = 100
 
 
 class SystemdError(Exception):
@@ -59,7 +60,18 @@ class Systemd:
     def daemon_reload(self) -> None:
         self._systemctl("daemon-reload")
 
+    def version(self) -> int:
+        """The number of systemd's release; 0 on a node without systemd."""
+        try:
+            words = self._runner.run(["systemctl", "--version"]).stdout.split()
+        except CommandNotFound:
+            return 0
+        return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
     def enable(self, unit: str) -> None:
+        """Enable the unit as its files say now, and in no other way than that."""
+        # `reenable` does not read drop-ins (systemd 252).
+        self.disable(unit)
         # A reload takes GPUs away from containers with some runtimes, so none happens that is not needed.
         self._systemctl("enable", "--quiet", "--no-reload", unit)
 
@@ -76,6 +88,10 @@ class Systemd:
     def start(self, unit: str, timeout: float) -> None:
         """Start and wait until systemd counts the unit as started, so until it is ready; `timeout` in seconds."""
         self._systemctl("start", unit, timeout=timeout)
+
+    def activate(self, unit: str) -> None:
+        """Start a target alone, without what it wants."""
+        self._systemctl("start", "--job-mode=ignore-dependencies", unit)
 
     def restart(self, unit: str, timeout: float) -> None:
         self._systemctl("restart", unit, timeout=timeout)

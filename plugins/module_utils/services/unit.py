@@ -7,9 +7,13 @@ import hashlib
 import re
 from typing import FrozenSet, Iterable, List
 
+from ansible_collections.fleet.inference.plugins.module_utils.services.readiness import WHEN_OPEN
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import (
     GPU_READY_UNIT,
+    LOCK_WAIT_SECONDS,
+    RUN_ROOT,
     SECRET_SEARCH_CHARACTERS,
+    TARGET_UNIT,
     ServiceSpec,
     SpecError,
 )
@@ -20,6 +24,8 @@ START_LIMIT_BURST = 5
 # What pulling up a container costs beyond the readiness deadline: removing a leftover, create, start.
 START_MARGIN_SECONDS = 60
 STOP_MARGIN_SECONDS = 30
+#: The first systemd that lets the pause before a restart grow (its NEWS file; RestartSteps= in systemd.service(5)).
+GROWING_PAUSES = 254
 SHORT_LINE_WORDS = 6
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
@@ -104,11 +110,20 @@ def exec_line(key: str, words: Iterable[str], prefix: str = "") -> str:
     return f"{key}={prefix}" + " \\\n    ".join([head, *quoted[2:]])
 
 
+def stop_limit(spec: ServiceSpec) -> int:
+    """Seconds after which systemd ends a stop, whatever still runs."""
+    return spec.idle_timeout_seconds + spec.stop_timeout_seconds + STOP_MARGIN_SECONDS
+
+
 def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     """The text of `inference-<name>.service`; raises `SpecError` when a secret would stand in it."""
     ready = spec.readiness
     deadline = ready.timeout_seconds if ready else 0
-    start_timeout = int(deadline) + START_MARGIN_SECONDS
+    longest_start = int(deadline) + START_MARGIN_SECONDS
+    start_timeout = longest_start + (LOCK_WAIT_SECONDS if spec.start_locks else 0)
+    start = [DOCKER, "start", "--attach", spec.container_name]
+    if spec.start_locks:
+        start = [PYTHON, "-I", spec.program_path, WHEN_OPEN, spec.gate_path, *start]
     requires = _unique(spec.requires)
     after = _unique(["docker.service", "network-online.target", *spec.after, *requires])
     wants = [unit for unit in ("docker.service", "network-online.target") if unit not in requires]
@@ -121,7 +136,7 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         f"Wants={' '.join(wants)}",
         f"After={' '.join(after)}",
         *([f"Requires={' '.join(requires)}"] if requires else []),
-        f"StartLimitIntervalSec={max(600, START_LIMIT_BURST * start_timeout)}",
+        f"StartLimitIntervalSec={max(600, START_LIMIT_BURST * longest_start)}",
         f"StartLimitBurst={START_LIMIT_BURST}",
         "",
         "[Service]",
@@ -131,10 +146,13 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         f"Environment=DOCKER_CONFIG={spec.paths.config_root}/docker",
         exec_line("ExecStartPre", [DOCKER, "rm", "--force", "--volumes", container], "-"),
         exec_line("ExecStartPre", [DOCKER, "create", *create_arguments(spec, controllers)]),
-        exec_line("ExecStart", [DOCKER, "start", "--attach", container]),
+        exec_line("ExecStart", start),
     ]
     if ready:
         lines.append(exec_line("ExecStartPost", [PYTHON, "-I", spec.program_path, spec.file_path("readiness.json")]))
+    if spec.idle_timeout_seconds:
+        waiting = [spec.idle_program_path, spec.paths.config_root, spec.name, str(spec.idle_timeout_seconds)]
+        lines.append(exec_line("ExecStop", [PYTHON, "-I", *waiting], "-"))
     lines += [
         exec_line("ExecStop", [DOCKER, "stop", "-t", str(spec.stop_timeout_seconds), container], "-"),
         exec_line("ExecStopPost", [DOCKER, "rm", "--force", "--volumes", container], "-"),
@@ -143,7 +161,8 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
         "SuccessExitStatus=143",
         "RestartSec=2",
         f"TimeoutStartSec={start_timeout}",
-        f"TimeoutStopSec={spec.stop_timeout_seconds + STOP_MARGIN_SECONDS}",
+        f"TimeoutStopSec={stop_limit(spec)}",
+        *(_runtime_directory() if spec.start_locks else []),
         "",
         "# For the docker client and the readiness program only; the container's own limits are the options above.",
         "CapabilityBoundingSet=",
@@ -178,6 +197,18 @@ def render_unit(spec: ServiceSpec, controllers: FrozenSet[str]) -> str:
     return text
 
 
+def render_order(spec: ServiceSpec) -> str:
+    """The text of the drop-in by which a service starts after others that are to start too (`start_after`)."""
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: the order in which services of this node start.",
+            "[Unit]",
+            f"After={' '.join(_unique(spec.start_after))}",
+            "",
+        ]
+    )
+
+
 def render_gpu_ready() -> str:
     """The text of the drop-in by which a service with GPUs waits for them: a file of its own, so no restart."""
     return "\n".join(
@@ -189,6 +220,52 @@ def render_gpu_ready() -> str:
             "",
         ]
     )
+
+
+def render_lifecycle(systemd_version: int) -> str:
+    """The text of the drop-in that joins a service to the fleet's target and says how soon it is restarted.
+
+    A file of its own, so that another systemd or another pause restarts nothing. A service that ends is back soon the
+    first time; one that goes on ending gives the GPU, or whatever it lacks, a little more time at each attempt: 2, 4, 8
+    and 15 seconds until the start limit ends it. An older systemd pauses 5 seconds each time.
+    """
+    growing = ["RestartSec=2", "RestartSteps=4", "RestartMaxDelaySec=30"]
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: with whom the service starts and stops, how it restarts.",
+            "[Unit]",
+            f"PartOf={TARGET_UNIT}",
+            "",
+            "[Service]",
+            *(growing if systemd_version >= GROWING_PAUSES else ["RestartSec=5"]),
+            "",
+            "[Install]",
+            "# In place of what the unit says: the target starts it.",
+            "WantedBy=",
+            f"WantedBy={TARGET_UNIT}",
+            "",
+        ]
+    )
+
+
+def render_target() -> str:
+    """The text of the target that groups all services of a machine."""
+    return "\n".join(
+        [
+            "# Written by fleet.inference.container_service: start, stop and restart reach all services that it wants.",
+            "[Unit]",
+            "Description=Inference services of this machine",
+            "",
+            "[Install]",
+            "WantedBy=multi-user.target",
+            "",
+        ]
+    )
+
+
+def _runtime_directory() -> List[str]:
+    # Kept when the service stops: the locks of other services lie in it.
+    return [f"RuntimeDirectory={RUN_ROOT[len('/run/') :]}", "RuntimeDirectoryPreserve=yes"]
 
 
 def _refuse_secrets(spec: ServiceSpec, text: str) -> None:

@@ -16,6 +16,7 @@ def service(name: str = "llamacpp", **changes: Any) -> dict[str, Any]:
         "context_length": 2048,
         "parallel": 4,
         "health_path": "/health",
+        "stopped": False,
         **changes,
     }
 

@@ -33,6 +33,25 @@ def test_a_plan_becomes_a_fragment() -> None:
     assert load_fragment(dump_fragment(made), "x") == made
 
 
+def test_a_service_of_several_models_has_an_entry_for_each() -> None:
+    models = [
+        {"name": "b", "context_length": 2048, "parallel": 1},
+        {"name": "a", "context_length": 4096, "parallel": 4},
+    ]
+    plan = {
+        "node": "gpu-01",
+        "address": "10.0.0.11",
+        "services": [{**service("ollama", backend="ollama", model="b"), "models": models}],
+    }
+    made = fragment_from_plan(plan)
+    keys = ("name", "model", "port", "context_length", "parallel")
+    assert [tuple(item[key] for key in keys) for item in made["services"]] == [
+        ("ollama", "a", 8005, 4096, 4),
+        ("ollama", "b", 8005, 2048, 1),
+    ]
+    assert load_fragment(dump_fragment(made), "x") == made
+
+
 def test_a_node_without_services_is_a_fragment() -> None:
     assert validate_fragment({"schema_version": 1, "node": "n", "address": "::1", "services": []})["services"] == []
 
@@ -46,12 +65,15 @@ def test_a_node_without_services_is_a_fragment() -> None:
         ({"drained": "yes"}, ["drained", "true or false"]),
         ({"services": {}}, ["services", "list"]),
         ({"services": ["x"]}, ["not a mapping"]),
-        ({"services": [service(), service()]}, ["llamacpp twice"]),
+        ({"services": [service(), service()]}, ["llamacpp twice", "unique"]),
+        ({"services": [service(), service(model="m", port=8006)]}, ["llamacpp with two backends or ports", "unique"]),
+        ({"services": [service(), service(model="m", backend="ollama")]}, ["llamacpp with two backends or ports"]),
         ({"services": [service("Bad Name")]}, ["Bad Name"]),
         ({"services": [service(port=0)]}, ["port 0", "65535"]),
         ({"services": [service(port=True)]}, ["port True"]),
         ({"services": [service(model="a b")]}, ["model 'a b'"]),
         ({"services": [service(backend=None)]}, ["backend None"]),
+        ({"services": [service(stopped="soon")]}, ["stopped 'soon'", "true or false"]),
         ({"services": [service(context_length=-1)]}, ["context_length -1"]),
         ({"services": [service(health_path="/x\nserver evil")]}, ["health_path"]),
     ],

@@ -23,6 +23,19 @@ def test_a_node_that_restarts_gets_no_new_requests() -> None:
     assert [server["drained"] for server in pool["servers"]] == [True, False]
 
 
+def test_a_stopped_service_gets_no_requests_and_its_neighbour_does() -> None:
+    given = [
+        fragment("gpu-01", "10.0.0.11", service("a", stopped=True), service("b", port=8006)),
+        fragment("gpu-02", "10.0.0.12", service("a")),
+    ]
+    [pool] = pools(given)
+    assert {server["name"]: server["drained"] for server in pool["servers"]} == {
+        "gpu-01-a": True,
+        "gpu-01-b": False,
+        "gpu-02-a": False,
+    }
+
+
 def test_no_fragment_is_no_pool() -> None:
     assert pools([]) == []
 

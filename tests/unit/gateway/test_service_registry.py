@@ -76,6 +76,55 @@ def test_restarting_is_true_or_false(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
 
 
+def test_a_service_is_stopped_until_it_serves_again_or_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(**given: Any) -> dict[str, list[str]]:
+        found = call(capsys, tmp_path, **given)["fragments"]
+        return {item["node"]: [entry["name"] for entry in item["services"] if entry["stopped"]] for item in found}
+
+    nodes = [
+        fragment("gpu-01", "10.0.0.11", service("chat"), service("code", model="coder", port=8006)),
+        fragment("gpu-02", "10.0.0.12", service("chat")),
+    ]
+    call(capsys, tmp_path, fragments=nodes)
+    away = {"gpu-01": {"chat": True, "unknown": True}, "gpu-09": {"chat": True}}
+    assert stopped(stopped=away) == {"gpu-01": ["chat"], "gpu-02": []}
+    assert call(capsys, tmp_path, stopped=away)["changed"] is False
+    assert stopped(stopped={"gpu-01": {"code": True}, "gpu-02": {"chat": True}}) == {
+        "gpu-01": ["chat", "code"],
+        "gpu-02": ["chat"],
+    }
+    assert stopped(stopped={"gpu-01": {"chat": False}}) == {"gpu-01": ["code"], "gpu-02": ["chat"]}
+    assert stopped(fragments=nodes[1:]) == {"gpu-01": ["code"], "gpu-02": []}
+
+
+def test_one_flag_reaches_every_model_of_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = [service("many", backend="ollama", model=model) for model in ("a", "b")]
+    call(capsys, tmp_path, fragments=[fragment("gpu-01", "10.0.0.11", *several)])
+    result = call(capsys, tmp_path, stopped={"gpu-01": {"many": True}})
+    assert [entry["stopped"] for entry in result["fragments"][0]["services"]] == [True, True]
+    result = call(capsys, tmp_path, remove_services={"gpu-01": ["many", "unknown"], "gpu-09": ["many"]})
+    assert (result["changed"], result["fragments"][0]["services"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"stopped": {"gpu-01": True}}, "stopped has True for the node gpu-01; use true or false for each service."),
+        ({"stopped": {"gpu-01": {"a": "x"}}}, "use true or false for each service."),
+        (
+            {"remove_services": {"gpu-01": "chat"}},
+            "remove_services has 'chat' for the node gpu-01; use a list of services.",
+        ),
+    ],
+)
+def test_flags_of_services_have_one_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in call(capsys, tmp_path, **given)["msg"]
+
+
 def test_a_drained_node_stays_drained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(capsys, tmp_path, fragments=[fragment("gpu-01", "10.0.0.11", drained=True)])
     result = call(capsys, tmp_path, fragments=[fragment("gpu-01", "10.0.0.99", drained=False)])

@@ -318,7 +318,10 @@ def test_services(machine: Any) -> None:
     )
     (machine.root / "etc/inference-fleet/services/empty").mkdir()
     facts = machine.facts()
-    assert facts["services"] == [row, {**dict.fromkeys(row), "name": "wrong"}]
+    assert facts["services"] == [
+        {**row, "models": ["m"]},
+        {**dict.fromkeys(row), "name": "wrong", "models": []},
+    ]
     assert facts["errors"] == [
         {"source": "services", "message": "/etc/inference-fleet/services/other/service.json is no JSON object"}
     ]

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from local_nodes.apt_sources import debian_sources
+from local_nodes.engine_images import all_recipes, images_of_inventory
 from local_nodes.nodes import Node, nodes_of_inventory
+from local_nodes.recipes import DEFAULT
+from local_nodes.recipes.base import Recipe
 from local_nodes.shell import LocalNodesError
 
 DEB822 = """\
@@ -85,3 +88,26 @@ def test_an_inventory_without_addresses_is_refused(tmp_path: Path) -> None:
     file.write_text("all: {hosts: {a: {}}}\n")
     with pytest.raises(LocalNodesError, match="no host has ansible_host"):
         nodes_of_inventory(file)
+
+
+def test_an_inventory_names_the_images_that_its_nodes_pull(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yml"
+    file.write_text("all: {vars: {local_node_images: [ollama]}}")
+    assert images_of_inventory(file) == ["ollama"]
+    file.write_text("all: {children: {}}")
+    assert images_of_inventory(file) == list(DEFAULT)
+
+
+def test_an_image_is_made_anew_when_what_it_is_made_from_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "image"
+    folder.mkdir()
+    (folder / "lock").write_text("1")
+    recipe = Recipe("engine", "ghcr.io/maker/engine", "v1", lambda image, temporary: None, (folder,))
+    assert (recipe.reference, recipe.local_path) == ("ghcr.io/maker/engine:v1", "maker/engine")
+    first = recipe.key()
+    (folder / "lock").write_text("2")
+    assert recipe.key() != first
+
+
+def test_the_default_images_have_recipes() -> None:
+    assert set(DEFAULT) <= set(all_recipes())

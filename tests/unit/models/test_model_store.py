@@ -17,10 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.fleet.inference.plugins.module_utils.models import store
+from ansible_collections.fleet.inference.plugins.module_utils.models import blobs, store
 from ansible_collections.fleet.inference.plugins.module_utils.models.download import DownloadError, download, shown_url
+from ansible_collections.fleet.inference.plugins.module_utils.models.sources import Sources
 
-CONTENT = bytes(range(256)) * 4000
+CONTENT = b"GGUF" + bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -91,35 +92,45 @@ def model(server: Server, tmp_path: Path) -> dict[str, Any]:
     return {"path": str(path), "size_bytes": len(CONTENT), "sha256": SHA256, "source": {"url": server.url}}
 
 
+def blob_of(model: dict[str, Any]) -> blobs.Blob:
+    """Return the file that an entry of the plan's models stands for."""
+    return store.item(model, "/").blobs(None, Sources())[0]
+
+
 def place(model: dict[str, Any], carried: str | None = None, **options: Any) -> bool:
-    return store.place(model, carried, **{"sleep": lambda seconds: None, **options})
+    patience = blobs.Patience(**{"sleep": lambda seconds: None, **options})
+    return blobs.place(blob_of(model), store.FileReceipt(), carried, patience)
+
+
+def is_placed(model: dict[str, Any], record: bool = True) -> bool:
+    return store.item(model, "/", record).is_placed()
 
 
 def test_download_and_receipt(server: Server, model: dict[str, Any]) -> None:
     path = Path(model["path"])
-    assert store.missing_models([model]) == [model]
+    assert not is_placed(model)
     assert place(model) is True
     assert path.read_bytes() == CONTENT and path.stat().st_mode & 0o777 == 0o644
     assert json.loads(Path(store.receipt_path(model["path"])).read_text())["sha256"] == SHA256
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.gguf", "model.gguf.receipt.json"]
-    assert store.missing_models([model]) == []
+    assert is_placed(model)
 
 
 def test_receipt_saves_the_hashing(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     place(model)
     monkeypatch.setattr(store, "hash_stream", lambda stream: pytest.fail("the file was read again"))
-    assert store.missing_models([model]) == []
+    assert is_placed(model)
 
 
 def test_changed_file_is_read_again(model: dict[str, Any]) -> None:
     place(model)
     path = Path(model["path"])
     os.utime(path, (1, 1))
-    assert store.missing_models([model], record=False) == []
+    assert is_placed(model, record=False)
     assert store.recorded_sha256(model["path"]) is None
-    assert store.missing_models([model]) == [] and store.recorded_sha256(model["path"]) == SHA256
+    assert is_placed(model) and store.recorded_sha256(model["path"]) == SHA256
     path.write_bytes(b"x" * len(CONTENT))
-    assert store.missing_models([model]) == [model]
+    assert not is_placed(model)
     assert place(model) is True and path.read_bytes() == CONTENT
 
 
@@ -161,7 +172,7 @@ def test_wrong_checksum_keeps_the_old_file(server: Server, model: dict[str, Any]
     path.parent.mkdir()
     path.write_bytes(b"old")
     wanted = {**model, "sha256": "0" * 64}
-    with pytest.raises(store.StoreError) as error:
+    with pytest.raises(blobs.StoreError) as error:
         place(wanted)
     assert SHA256 in str(error.value) and "0" * 64 in str(error.value) and "\n" not in str(error.value)
     assert path.read_bytes() == b"old" and not Path(model["path"] + ".partial").exists()
@@ -169,7 +180,7 @@ def test_wrong_checksum_keeps_the_old_file(server: Server, model: dict[str, Any]
 
 def test_not_found_is_final(server: Server, model: dict[str, Any]) -> None:
     server.statuses = [404, 404]
-    with pytest.raises(store.StoreError, match=r"model\.gguf: http://127.* answered 404 Not Found"):
+    with pytest.raises(blobs.StoreError, match=r"model\.gguf: http://127.* answered 404 Not Found"):
         place(model)
     assert len(server.requests) == 1
 
@@ -188,7 +199,7 @@ def test_gives_up_without_progress_and_keeps_the_partial(server: Server, model: 
         pauses.append(seconds)
         server.statuses = [500]
 
-    with pytest.raises(store.StoreError, match=r"after 3 attempts \(1000 bytes are kept\)"):
+    with pytest.raises(blobs.StoreError, match=r"after 3 attempts \(1000 bytes are kept\)"):
         place(model, retries=2, sleep=sleep)
     assert pauses == [2.0, 4.0] and Path(model["path"] + ".partial").stat().st_size == 1000
 
@@ -196,7 +207,7 @@ def test_gives_up_without_progress_and_keeps_the_partial(server: Server, model: 
 def test_stall(server: Server, model: dict[str, Any]) -> None:
     server.stall = threading.Event()
     server.cuts = [500, 500]
-    with pytest.raises(store.StoreError, match=r"nothing arrived for 0.2 s"):
+    with pytest.raises(blobs.StoreError, match=r"nothing arrived for 0.2 s"):
         place(model, stall_timeout=0.2, retries=0)
 
 
@@ -207,7 +218,7 @@ def test_refused_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_other_size_is_known_before_the_bytes(server: Server, model: dict[str, Any]) -> None:
-    with pytest.raises(store.StoreError, match=f"offers {len(CONTENT)} bytes where the catalog says 5"):
+    with pytest.raises(blobs.StoreError, match=f"offers {len(CONTENT)} bytes where 5 are expected"):
         place({**model, "size_bytes": 5})
 
 
@@ -230,8 +241,8 @@ def test_full_disk_before_anything_is_written(model: dict[str, Any], tmp_path: P
         return SimpleNamespace(f_bavail=1, f_frsize=4096)
 
     root = tmp_path / "store" / "models"
-    with pytest.raises(store.StoreError) as error:
-        store.check_space([model], str(root), statvfs)
+    with pytest.raises(blobs.StoreError) as error:
+        blobs.check_space([blob_of(model)], str(root), statvfs)
     assert asked == [str(tmp_path)] and not root.exists()
     assert str(error.value) == (
         f"{root} needs 1.1 MB for model.gguf and has 4.1 kB free; free 1.1 MB there or put inference_models_path on a "
@@ -243,18 +254,20 @@ def test_space_counts_the_partial(model: dict[str, Any]) -> None:
     partial = Path(model["path"] + ".partial")
     partial.parent.mkdir()
     partial.write_bytes(CONTENT[:-4096])
-    margin = int(len(CONTENT) * store.SPACE_MARGIN) + 4096 + 1
-    store.check_space([model], str(partial.parent), lambda path: SimpleNamespace(f_bavail=margin, f_frsize=1))
-    with pytest.raises(store.StoreError):
-        store.check_space([model], str(partial.parent), lambda path: SimpleNamespace(f_bavail=margin - 10, f_frsize=1))
+    margin = int(len(CONTENT) * blobs.SPACE_MARGIN) + 4096 + 1
+    blobs.check_space([blob_of(model)], str(partial.parent), lambda path: SimpleNamespace(f_bavail=margin, f_frsize=1))
+    with pytest.raises(blobs.StoreError):
+        blobs.check_space(
+            [blob_of(model)], str(partial.parent), lambda path: SimpleNamespace(f_bavail=margin - 10, f_frsize=1)
+        )
 
 
 def test_full_disk_while_writing(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "download", full)
-    with pytest.raises(store.StoreError, match="No space left on device; see to that disk"):
+    monkeypatch.setattr(blobs, "download", full)
+    with pytest.raises(blobs.StoreError, match="No space left on device; see to that disk"):
         place(model)
 
 
@@ -263,7 +276,7 @@ def test_one_writer_at_a_time(server: Server, model: dict[str, Any]) -> None:
     partial.parent.mkdir()
     with partial.open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(store.StoreError, match="another process has been writing"):
+        with pytest.raises(blobs.StoreError, match="another process has been writing"):
             place(model, lock_timeout=0)
 
         def finish(seconds: float) -> None:
@@ -292,13 +305,13 @@ def test_one_writer_at_a_time(server: Server, model: dict[str, Any]) -> None:
 def test_bad_models(change: dict[str, Any], words: str) -> None:
     good = {"path": "/store/x.gguf", "size_bytes": 5, "sha256": SHA256, "source": {"file": "/x"}}
     store.check_models([good], "/store/")
-    with pytest.raises(store.StoreError, match=words):
+    with pytest.raises(blobs.StoreError, match=words):
         store.check_models([{**good, **change}], "/store")
 
 
 def test_two_files_of_one_name() -> None:
     good = {"path": "/store/x.gguf", "size_bytes": 5, "sha256": SHA256, "source": {"file": "/x"}}
-    with pytest.raises(store.StoreError, match="two models want"):
+    with pytest.raises(blobs.StoreError, match="two models want"):
         store.check_models([good, {**good, "sha256": "0" * 64}], "/store")
 
 
@@ -310,4 +323,4 @@ def test_shown_url_has_no_secret() -> None:
     ("count", "text"), [(98362432, "98 MB"), (1.25e9, "1.2 GB"), (999, "999 bytes"), (4096, "4.1 kB"), (4e13, "40 TB")]
 )
 def test_human_bytes(count: float, text: str) -> None:
-    assert store.human_bytes(count) == text
+    assert blobs.human_bytes(count) == text

@@ -41,7 +41,7 @@ SAME_WISHES = [
     ("rtx3090", {"llamacpp_model": "qwen3-32b", "llamacpp_gpu_layers": 40, "llamacpp_kv_cache_type": "q8_0"}),
     ("t4", {"llamacpp_model": "qwen3-8b"}),
     ("gb10", {"llamacpp_model": "qwen3-32b"}),
-    ("rx7900", {"llamacpp_model": "qwen3-8b", "llamacpp_extra_env": {"LLAMA_ARG_TIMEOUT": "900"}}),
+    ("rx7900", {"llamacpp_model": "qwen3-8b", "llamacpp_env": {"LLAMA_ARG_TIMEOUT": "900"}}),
     ("arc", {"llamacpp_model": "qwen3-8b"}),
 ]
 
@@ -69,7 +69,7 @@ def test_a_plan_of_one_unit_starts_the_same_server(machine, wishes):
             MACHINES[machine],
             served_name=planned["model"],
             prompt_cache_bytes=cache,
-            extra_environment=wishes.get("llamacpp_extra_env", {}),
+            extra_environment=wishes.get("llamacpp_env", {}),
         ),
     )
     assert launch.environment == planned["env"]
@@ -206,6 +206,7 @@ def test_two_gpus_share_a_model_that_one_does_not_hold():
         "LLAMA_ARG_CACHE_TYPE_K": "f16",
         "LLAMA_ARG_CACHE_TYPE_V": "f16",
         "LLAMA_ARG_CTX_SIZE": str(setting.context_length * 4),
+        "LLAMA_ARG_DEVICE": "CUDA0,CUDA1",
         "LLAMA_ARG_ENDPOINT_METRICS": "1",
         "LLAMA_ARG_ENDPOINT_SLOTS": "0",
         "LLAMA_ARG_FIT": "off",
@@ -300,7 +301,7 @@ def test_a_small_cpu_node():
 )
 def test_variables_that_undo_the_plan_are_refused(extra, text):
     asked = request(BACKEND, "qwen3-8b", 1)
-    with pytest.raises(PlanError, match=r"^gpu-01: llamacpp_extra_env sets ") as error:
+    with pytest.raises(PlanError, match=r"^gpu-01: llamacpp_env sets ") as error:
         BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES["rtx3090"], extra_environment=extra))
     assert text in str(error.value)
 
@@ -326,6 +327,45 @@ def test_arguments_that_undo_the_plan_are_refused(argument):
     here = situation(BACKEND, MACHINES["rtx3090"], extra_arguments=(argument, "1"))
     with pytest.raises(PlanError, match=rf"^gpu-01: llamacpp_extra_args has {argument}, .*; leave it out$"):
         BACKEND.launch(asked, first(asked), here)
+
+
+@pytest.mark.parametrize(
+    ("argument", "newer"),
+    [
+        ("--mlock", "--load-mode mlock"),
+        ("--no-mmap", "--load-mode"),
+        ("-ndio", "--load-mode dio"),
+        ("--draft-max", "--spec-draft-n-max"),
+        ("--draft-min=1", "--spec-draft-n-min"),
+    ],
+)
+def test_arguments_that_are_gone_are_refused_with_the_new_ones(argument, newer):
+    """By the bash completion and the messages of b11669: such a server ends at its start."""
+    asked = request(BACKEND, "qwen3-8b", 1)
+    here = situation(BACKEND, MACHINES["rtx3090"], extra_arguments=(argument,))
+    sentence = f"gpu-01: llamacpp_extra_args has {argument}, which llama.cpp does not have any more; use {newer}"
+    with pytest.raises(PlanError) as error:
+        BACKEND.launch(asked, first(asked), here)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("name", ["LLAMA_ARG_MLOCK", "LLAMA_ARG_NO_MMAP", "LLAMA_ARG_DRAFT_MAX"])
+def test_variables_that_are_gone_are_refused(name):
+    """They would have no effect, and nobody would be told."""
+    asked = request(BACKEND, "qwen3-8b", 1)
+    here = situation(BACKEND, MACHINES["rtx3090"], extra_environment={name: "1"})
+    with pytest.raises(PlanError, match=rf"^gpu-01: llamacpp_env sets {name}, which llama.cpp does not have any"):
+        BACKEND.launch(asked, first(asked), here)
+
+
+@pytest.mark.parametrize(
+    ("machine", "count", "devices"),
+    [("rtx3090", 1, "CUDA0"), ("rx7900", 1, "ROCm0"), ("arc", 1, "Vulkan0"), ("cpu", 0, None)],
+)
+def test_a_server_on_gpus_names_them(machine, count, devices):
+    asked = request(BACKEND, "qwen3-8b", count)
+    launch = BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES[machine]))
+    assert launch.environment.get("LLAMA_ARG_DEVICE") == devices
 
 
 def test_other_arguments_are_passed_on():

@@ -9,9 +9,11 @@ import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.planning import PlanError, backend_llamacpp
 from ansible_collections.fleet.inference.plugins.module_utils.planning.backend_ollama import (
     BACKEND,
+    Companion,
     batch_tokens,
-    companions,
     is_serial,
+    runners,
+    together,
 )
 from ansible_collections.fleet.inference.plugins.module_utils.planning.core import Concurrency, Share
 from hypothesis import given, settings
@@ -23,21 +25,27 @@ LOADABLE = [item.name for item in models(BACKEND)]
 TWO_3090 = gpu_facts("cuda", [device("NVIDIA GeForce RTX 3090", 24576, "8.6", index=index) for index in range(2)])
 CPU_8 = facts(memory_total_bytes=8 * GIB)
 
+
+def companions(names: list[str]) -> tuple[Companion, ...]:
+    """Return further models, each in its best form."""
+    return tuple(Companion(model(name), BACKEND.artifacts(model(name))[0]) for name in names)
+
+
 requests = st.builds(
-    lambda name, spread, context, parallel, others, resident: request(
+    lambda name, spread, context, parallel, others, loaded: request(
         BACKEND,
         name,
         spread,
         context_length=context,
         parallel=parallel,
-        options={"models": companions(map(model, others)), "resident": resident},
+        options={"models": companions(others), **({"max_loaded_models": loaded} if loaded else {})},
     ),
     st.sampled_from(LOADABLE),
     st.integers(0, 8),
     st.none() | st.integers(1, 32768),
     st.none() | st.integers(1, 8),
     st.lists(st.sampled_from(LOADABLE), max_size=3),
-    st.sampled_from(["all", "one"]),
+    st.none() | st.integers(1, 5),
 )
 
 COMMON = {
@@ -142,14 +150,15 @@ def test_units_together_hold_all_resident_models(asked, context, parallel):
 
 @settings(max_examples=200, deadline=None)
 @given(requests, st.sampled_from([512, 8192, 32768]))
-def test_one_resident_model_needs_no_more_than_all(asked, context):
+def test_fewer_loaded_models_need_no_more(asked, context):
     setting = first(asked, context, 2)
-    together, single = (
-        BACKEND.demand(replace(asked, options={**asked.options, "resident": how}), setting) for how in ("all", "one")
-    )
-    alone = BACKEND.demand(replace(asked, options={}), setting)
-    assert alone.total <= single.total <= together.total
-    assert alone.host <= single.host <= together.host
+    needs = [BACKEND.demand(replace(asked, options={}), setting)]
+    for loaded in range(1, len(asked.options["models"]) + 2):
+        needs.append(BACKEND.demand(replace(asked, options={**asked.options, "max_loaded_models": loaded}), setting))
+    whole = BACKEND.demand(replace(asked, options={"models": asked.options["models"]}), setting)
+    assert needs[-1] == whole
+    assert [need.total for need in needs] == sorted(need.total for need in needs)
+    assert [need.host for need in needs] == sorted(need.host for need in needs)
 
 
 @settings(max_examples=100, deadline=None)
@@ -189,7 +198,7 @@ def test_vulkan_and_integrated_gpus_are_switched_on():
 
 def test_several_models_stay_in_memory_and_ollama_has_the_room_to_load_each():
     here = situation(BACKEND, MACHINES["h100"])
-    others = companions([model("llama-3.2-3b-instruct"), model("gemma-3-4b-it")])
+    others = companions(["llama-3.2-3b-instruct", "gemma-3-4b-it"])
     asked = request(BACKEND, "qwen3-8b", 1, options={"models": others}, kv_cache_type="q8_0")
     setting = first(asked, 8192, 4)
     launch = BACKEND.launch(asked, setting, here)
@@ -210,10 +219,11 @@ def test_several_models_stay_in_memory_and_ollama_has_the_room_to_load_each():
     f16 = 2 * 2 * 36 * 8 * 128 * 8192 * 4
     expected = setting.artifact.size_bytes + f16 + 768 * MIB
     assert need.total - sum(part.total for part in parts[1:]) >= expected * 5 // 4
-    one = BACKEND.launch(replace(asked, options={"models": others, "resident": "one"}), setting, here)
+    one = BACKEND.launch(replace(asked, options={"models": others, "max_loaded_models": 1}), setting, here)
     assert one.environment["OLLAMA_MAX_LOADED_MODELS"] == "1"
     assert one.environment["LLAMA_ARG_CACHE_RAM"] == "1024"
     assert one.memory_limit_bytes < launch.memory_limit_bytes
+    assert "3 models: 1 at a time in memory, as wished" in one.decisions
 
 
 def test_models_that_ollama_serves_one_request_at_a_time_get_one_slot():
@@ -236,7 +246,7 @@ def test_some_layers_on_the_gpu():
 
 def test_layers_of_a_further_model_stay_in_host_memory():
     """Qwen3 8B has 36 layers and goes to the GPU with all of them, the 64 of Qwen3 32B do not."""
-    others = companions([model("qwen3-32b")])
+    others = companions(["qwen3-32b"])
     asked = request(BACKEND, "qwen3-8b", 1, options={"gpu_layers": 40, "models": others})
     assert BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES["t4"])).environment.items() >= {
         ("LLAMA_ARG_N_GPU_LAYERS", "40"),
@@ -258,7 +268,7 @@ def test_layers_of_a_further_model_stay_in_host_memory():
 )
 def test_variables_that_undo_the_plan_are_refused(extra, text):
     asked = request(BACKEND, "qwen3-8b", 1)
-    with pytest.raises(PlanError, match=r"^gpu-01: ollama_extra_env sets ") as error:
+    with pytest.raises(PlanError, match=r"^gpu-01: ollama_env sets ") as error:
         BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES["rtx3090"], extra_environment=extra))
     assert text in str(error.value)
 
@@ -269,11 +279,33 @@ def test_other_variables_are_passed_on():
     assert BACKEND.launch(asked, first(asked), here).environment["OLLAMA_MAX_QUEUE"] == "64"
 
 
-def test_arguments_and_unknown_options_are_refused():
+def test_arguments_are_refused():
     asked = request(BACKEND, "qwen3-8b", 1)
     here = situation(BACKEND, MACHINES["rtx3090"], extra_arguments=("--verbose",))
     with pytest.raises(PlanError, match=r"^gpu-01: ollama_extra_args has --verbose, .*; leave it out"):
         BACKEND.launch(asked, first(asked), here)
-    asked = replace(asked, options={"resident": "some"})
-    with pytest.raises(PlanError, match=r"^gpu-01: resident of service ollama is 'some'; give one of all, one$"):
-        BACKEND.launch(asked, first(asked), situation(BACKEND, MACHINES["rtx3090"]))
+
+
+def test_each_model_gets_the_context_and_the_slots_that_it_can_use():
+    """SmolLM2 was trained for 8192 tokens, and Qwen3.5 is served one request at a time."""
+    others = companions(["qwen3-8b", "qwen3.5-9b"])
+    asked = request(BACKEND, "smollm2-135m-instruct", 1, options={"models": others})
+    setting = list(BACKEND.settings(asked))[-1]
+    assert (setting.context_length, setting.parallel) == (32768, 4)
+    found = [(item.model.name, item.slots.context, item.slots.parallel) for item in runners(asked, setting)]
+    assert found == [("smollm2-135m-instruct", 8192, 4), ("qwen3-8b", 32768, 4), ("qwen3.5-9b", 32768, 1)]
+    launch = BACKEND.launch(replace(asked, parallel=4), setting, situation(BACKEND, MACHINES["h100"]))
+    assert "qwen3.5-9b: Q4_K_M, 1 slot of 32768 tokens" in launch.decisions
+
+
+def test_the_models_of_a_service_are_from_one_store():
+    whole, tagged = model("qwen3-8b"), model("mixtral-8x7b-instruct-v0.1")
+    file = replace(model("qwen3-4b"), ollama=None)
+
+    def made_of(*models):
+        found = together([(item, BACKEND.artifacts(item)) for item in models])
+        return found and {type(item.source).__name__ for item in (*found[0], *(other.artifact for other in found[1]))}
+
+    assert made_of(whole, tagged) == {"OllamaModel"}
+    assert made_of(whole, file) == made_of(file, whole) == {"ModelFile"}
+    assert made_of(tagged, file) is None

@@ -205,7 +205,9 @@ def test_on_a_cpu_the_tokens_are_limited():
     started = BACKEND.launch(wanted, chosen, situation(BACKEND, 64 * GIB, 0, threads=6))
     values = options(started.arguments)
     assert (values["--device"], values["--max-total-tokens"]) == ("cpu", str(4 * 8192))
-    assert 0 < float(values["--mem-fraction-static"]) <= 0.9
+    # Room for what others take of the host meanwhile, which is measured as this server's own.
+    assert float(values["--mem-fraction-static"]) * int(64 * GIB * 0.8) > 0.99 * BACKEND.demand(wanted, chosen).total
+    assert float(values["--mem-fraction-static"]) <= 0.9
     assert started.environment["SGLANG_USE_CPU_ENGINE"] == "1"
     assert started.environment["OMP_NUM_THREADS"] == "6"
 
@@ -220,7 +222,7 @@ def test_unified_memory_is_the_host_s_and_its_tokens_are_limited():
     values = options(BACKEND.launch(wanted, chosen, place).arguments)
     # What the plan gives to services, less what earlier ones hold and the context: never more than is free.
     free = int(120 * GIB * 0.8) - 30 * GIB - CONTEXT
-    assert float(values["--mem-fraction-static"]) * free >= need.weights + need.kv_cache
+    assert float(values["--mem-fraction-static"]) * free > 0.99 * need.total
     assert int(values["--max-total-tokens"]) >= chosen.parallel * chosen.context_length
     wish = dataclasses.replace(wanted, options={"mem_fraction_static": 0.01})
     with pytest.raises(PlanError, match=r"sglang_mem_fraction_static of service chat is 0\.01"):
@@ -300,7 +302,7 @@ def test_extra_arguments_that_undo_the_plan_are_refused(argument, remedy):
 def test_extra_variables():
     wanted = request(BACKEND, "qwen3-0.6b")
     for name in ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "NVIDIA_VISIBLE_DEVICES", "SGLANG_USE_MODELSCOPE"):
-        with pytest.raises(PlanError, match=f"sglang_extra_env sets {name}, which"):
+        with pytest.raises(PlanError, match=f"sglang_env sets {name}, which"):
             BACKEND.launch(wanted, setting(wanted, 4096), situation(BACKEND, extra_environment={name: "1"}))
     place = situation(BACKEND, extra_arguments=("--tool-call-parser", "auto"), extra_environment={"NCCL_DEBUG": "INFO"})
     started = BACKEND.launch(wanted, setting(wanted, 4096), place)

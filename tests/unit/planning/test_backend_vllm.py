@@ -325,6 +325,9 @@ def test_a_wished_share_that_is_too_small_is_refused_with_one_that_is_not():
         ("--port", "which the plan sets; leave it out"),
         ("--api-key=secret", "which would undo the plan; leave it out: the gateway holds the keys"),
         ("--data-parallel-size", "which would undo the plan; leave it out: every copy takes the memory"),
+        ("--swap-space=4", "which vllm does not have any more; leave it out, the KV cache stays where the model is"),
+        ("--device", "which vllm does not have any more; leave it out and set inference_tier"),
+        ("--guided_decoding_backend", "which vllm does not have any more; use --structured-outputs-config"),
     ],
 )
 def test_extra_arguments_that_undo_the_plan_are_refused(argument, remedy):

@@ -144,3 +144,14 @@ def test_every_service_that_is_refused_gets_advice_of_its_own() -> None:
     text = attempt(node(24576, 2, "8.6", 64), [{**wish, "name": "one"}, {**wish, "name": "two"}])
     assert isinstance(text, str)
     assert [line.count("; set ") for line in text.splitlines()] == [1, 1]
+
+
+def test_a_small_cpu_node_serves_with_all_four_backends() -> None:
+    """What /dev/shm may hold at most is no memory that is taken: with it, nothing but the floor would fit."""
+    wished = [{"backend": backend, "model": "smollm2-135m-instruct"} for backend in ("llamacpp", "sglang", "vllm")]
+    wished.append({"backend": "ollama", "model": "gemma-3-270m-it"})
+    machine = facts(
+        memory_total_bytes=23 * GIB, cpu={"architecture": "x86_64", "cores": 2, "flags": ["avx2", "avx512f"]}
+    )
+    found = plan_node(machine, {"host": "gpu-01", "inference_services": wished}, CATALOG)["services"]
+    assert {service["backend"]: service["context_length"] for service in found} == dict.fromkeys(MODELS, 8192)

@@ -199,7 +199,7 @@ GOLDEN: list[tuple[str, str, str, Any]] = [
     ("gb10", "vllm", "qwen3-8b", ("cuda", "bf16", 1, 32768, 8, 55.4)),
     ("gb10", "vllm", "llama-3.3-70b-instruct", ("cuda", "nvfp4", 1, 32768, 4, 82.6)),
     ("gb10", "sglang", "qwen3-8b", ("cuda", "bf16", 1, 32768, 8, 59.9)),
-    ("gb10", "sglang", "llama-3.3-70b-instruct", ("cuda", "awq", 1, 32768, 2, 62.7)),
+    ("gb10", "sglang", "llama-3.3-70b-instruct", ("cuda", "nvfp4", 1, 32768, 4, 84.9)),
     ("mi300x", "llamacpp", "qwen3-8b", ("rocm", "Q4_K_M", 1, 32768, 4, 23.3)),
     ("mi300x", "llamacpp", "qwen3-32b", ("rocm", "Q4_K_M", 1, 32768, 4, 51.1)),
     ("mi300x", "ollama", "qwen3-8b", ("rocm", "Q4_K_M", 1, 32768, 4, 24.0)),

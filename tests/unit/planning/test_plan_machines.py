@@ -83,6 +83,16 @@ def test_cpu_node_whole_plan():
                 "name": "llamacpp",
                 "backend": "llamacpp",
                 "model": "smollm2-135m-instruct",
+                "models": [
+                    {
+                        "name": "smollm2-135m-instruct",
+                        "quantization": "Q4_1",
+                        "context_length": 8192,
+                        "parallel": 4,
+                        "model_file": model_file,
+                        "model_source": {"file": "SmolLM2-135M-Instruct.Q4_1.gguf", "size_bytes": 98362432},
+                    }
+                ],
                 "tier": "cpu",
                 "variant": "cpu",
                 "image": "ghcr.io/ggml-org/llama.cpp:server-b11669",
@@ -363,9 +373,7 @@ def test_tier_override():
 
 
 def test_extra_environment():
-    (service,) = plan(MACHINES["cpu"], llamacpp_extra_env={"LLAMA_ARG_JINJA": True, "LLAMA_ARG_BATCH": 1024})[
-        "services"
-    ]
+    (service,) = plan(MACHINES["cpu"], llamacpp_env={"LLAMA_ARG_JINJA": True, "LLAMA_ARG_BATCH": 1024})["services"]
     assert service["env"]["LLAMA_ARG_JINJA"] == "true"
     assert service["env"]["LLAMA_ARG_BATCH"] == "1024"
 

@@ -42,37 +42,37 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
     (CPU, {"llamacpp_model": 7}, "llamacpp_model is 7; give the name of a model in inference_models"),
     (CPU, {"llamacpp_model": None}, "llamacpp_model is not set; give the name of a model in inference_models"),
-    (CPU, {"llamacpp_extra_env": []}, "llamacpp_extra_env is []; give a dictionary of environment variables"),
+    (CPU, {"llamacpp_env": []}, "llamacpp_env is []; give a dictionary of environment variables"),
     (
         CPU,
-        {"llamacpp_extra_env": {"A B": "1"}},
-        "llamacpp_extra_env has the name 'A B'; give the name of an environment variable",
+        {"llamacpp_env": {"A B": "1"}},
+        "llamacpp_env has the name 'A B'; give the name of an environment variable",
     ),
     (
         CPU,
-        {"llamacpp_extra_env": {"A": None}},
-        "A in llamacpp_extra_env is not text or a number; give one line of text",
+        {"llamacpp_env": {"A": None}},
+        "A in llamacpp_env is not text or a number; give one line of text",
     ),
     (
         CPU,
-        {"llamacpp_extra_env": {"LLAMA_API_KEY": "s3cret"}},
-        "llamacpp_extra_env sets the secret LLAMA_API_KEY; leave it out, the gateway holds the keys and models come "
+        {"llamacpp_env": {"LLAMA_API_KEY": "s3cret"}},
+        "llamacpp_env sets the secret LLAMA_API_KEY; leave it out, the gateway holds the keys and models come "
         "from inference_models",
     ),
     (
         CPU,
-        {"llamacpp_extra_env": {"LLAMA_ARG_CTX_SIZE": 1}},
-        "llamacpp_extra_env sets LLAMA_ARG_CTX_SIZE, which the plan sets; leave it out and set llamacpp_ctx_size",
+        {"llamacpp_env": {"LLAMA_ARG_CTX_SIZE": 1}},
+        "llamacpp_env sets LLAMA_ARG_CTX_SIZE, which the plan sets; leave it out and set llamacpp_ctx_size",
     ),
     (
         CPU,
-        {"llamacpp_extra_env": {"LLAMA_ARG_NO_UI": 1}},
-        "llamacpp_extra_env sets LLAMA_ARG_NO_UI, which the plan sets; leave it out",
+        {"llamacpp_env": {"LLAMA_ARG_NO_UI": 1}},
+        "llamacpp_env sets LLAMA_ARG_NO_UI, which the plan sets; leave it out",
     ),
     (
         CPU,
-        {"llamacpp_extra_env": {"LLAMA_ARG_HF_REPO": "a/b"}},
-        "llamacpp_extra_env sets LLAMA_ARG_HF_REPO, which would undo the plan; leave it out: set llamacpp_model",
+        {"llamacpp_env": {"LLAMA_ARG_HF_REPO": "a/b"}},
+        "llamacpp_env sets LLAMA_ARG_HF_REPO, which would undo the plan; leave it out: set llamacpp_model",
     ),
     (
         CPU,
@@ -102,8 +102,8 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"inference_services": [{**SMALL, "contxt_length": 1}]},
         "service llamacpp in inference_services has the unknown key 'contxt_length'; did you mean "
         "context_length? known: backend, context_length, gpu_layers, gpus, kv_cache_type, "
-        "max_batched_tokens, max_requests, memory_share, model, name, parallel, port, quantization, "
-        "tensor_parallel_size",
+        "max_batched_tokens, max_loaded_models, max_requests, memory_share, model, models, name, parallel, port, "
+        "quantization, tensor_parallel_size",
     ),
     (
         CPU,
@@ -427,7 +427,5 @@ def test_the_suggested_setting_fits():
 
 def test_a_secret_is_not_in_the_sentence():
     with pytest.raises(PlanError) as refused:
-        plan_node(
-            CPU, {"host": "g", "llamacpp_model": "qwen3-8b", "llamacpp_extra_env": {"HF_TOKEN": "s3cret"}}, CATALOG
-        )
+        plan_node(CPU, {"host": "g", "llamacpp_model": "qwen3-8b", "llamacpp_env": {"HF_TOKEN": "s3cret"}}, CATALOG)
     assert "s3cret" not in str(refused.value)

@@ -160,7 +160,10 @@ GOLDEN: dict[str, dict[str, list[str]]] = {
         "agents": ["1 sglang gpt-oss-120b mxfp4, 1 units, 32768 x 8"],
         "coding": ["1 sglang qwen3-coder-30b-a3b-instruct bf16, 1 units, 32768 x 4"],
         "edge": ["1 llamacpp gpt-oss-120b MXFP4, 1 units, 32768 x 4"],
-        "mixed": ["1 sglang gpt-oss-120b mxfp4, 1 units, 32768 x 4", "1 ollama qwen3.5-9b Q4_K_M, 1 units, 32768 x 1"],
+        "mixed": [
+            "1 sglang gpt-oss-120b mxfp4, 1 units, 32768 x 4",
+            "1 ollama gemma-4-26b-a4b-it Q4_0, 1 units, 8192 x 1",
+        ],
     },
     "mi300x": {
         "experimentation": ["1 ollama gemma-4-31b-it Q4_K_M, 1 units, 32768 x 4"],

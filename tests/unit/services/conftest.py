@@ -33,6 +33,7 @@ class StandInNode:
         self.journal = ["llama_model_load: error", "not ready: 127.0.0.1:8005 did not answer as it should within 5 s"]
         self.pull_error: Optional[str] = None
         self.healthy: Callable[[], bool] = lambda: True
+        self.systemd_version = 257
         self.calls: List[List[str]] = []
 
     def run(self, argv: Sequence[str], timeout: Optional[float] = None) -> Completed:
@@ -41,6 +42,8 @@ class StandInNode:
         if program == "docker":
             return self._docker(list(argv[1:]))
         if program == "systemctl":
+            if list(argv[1:]) == ["--version"]:
+                return Completed(0, f"systemd {self.systemd_version} ({self.systemd_version}.9-1)\n+PAM +AUDIT\n")
             return self._systemctl([word for word in argv[1:] if not word.startswith("--")])
         return Completed(0, "\n".join(self.journal) + "\n")
 
@@ -72,32 +75,47 @@ class StandInNode:
     def _systemctl(self, words: List[str]) -> Completed:
         verb = words[0]
         if verb == "daemon-reload":
-            self.loaded = {path.name: path.read_text() for path in self.units.glob("*.service")}
+            self.loaded = {path.name: path.read_text() for path in self.units.iterdir() if path.is_file()}
             return Completed(0)
         unit = words[-1]
         path = self.units / unit
-        wants = self.units / "multi-user.target.wants" / unit
         if verb == "show":
             load = "loaded" if path.exists() else "not-found"
             stale = path.exists() and unit in self.loaded and self.loaded[unit] != path.read_text()
             state = self.active.get(unit, "inactive")
             return Completed(0, f"LoadState={load}\nActiveState={state}\nNeedDaemonReload={'yes' if stale else 'no'}\n")
-        if verb == "enable":
+        if verb == "disable":
+            for link in self.links(unit):
+                link.unlink()
+        elif verb == "enable":
+            wants = self.units / f"{self.wanted_by(unit)}.wants" / unit
             wants.parent.mkdir(exist_ok=True)
             wants.symlink_to(path)
-        elif verb == "disable":
-            wants.unlink()
         elif verb == "stop":
             self.active[unit] = "inactive"
-            self.containers = []
+            if unit.endswith(".service"):
+                self.containers = []
         elif verb in ("start", "restart"):
             assert self.loaded.get(unit) == path.read_text(), "started without a daemon-reload"
+            if unit.endswith(".target"):
+                self.active[unit] = "active"
+                return Completed(0)
             if not self.healthy():
                 self.active[unit] = "activating"
                 return Completed(1, "", f"Job for {unit} failed.\nSee systemctl status.")
             self.active[unit] = "active"
             self.containers = [unit[: -len(".service")]]
         return Completed(0)
+
+    def links(self, unit: str) -> List[Path]:
+        """The links by which a unit is enabled."""
+        return sorted(path for path in self.units.glob("*.wants/*") if path.name == unit)
+
+    def wanted_by(self, unit: str) -> str:
+        """The last WantedBy= of a unit and its drop-ins, which reset what came before them."""
+        files = [self.units / unit, *sorted((self.units / f"{unit}.d").glob("*.conf"))]
+        lines = [line for file in files for line in file.read_text().splitlines() if line.startswith("WantedBy=")]
+        return lines[-1][len("WantedBy=") :]
 
     @property
     def units(self) -> Path:
@@ -112,8 +130,9 @@ class StandInNode:
         return self.units / "inference-llamacpp.service"
 
     def verbs(self, *wanted: str) -> List[str]:
-        """The recorded verbs of `wanted`, in order."""
-        return [word for call in self.calls for word in call[1:2] if word in wanted]
+        """The recorded verbs of `wanted`, in order, but those for the target that groups the services."""
+        calls = [call for call in self.calls if not call[-1].endswith(".target")]
+        return [word for call in calls for word in call[1:2] if word in wanted]
 
     def snapshot(self) -> Dict[str, Any]:
         """Every file, with mode and content, but the lock."""

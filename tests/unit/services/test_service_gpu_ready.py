@@ -52,7 +52,7 @@ def test_by_its_devices(node: Any, options: Any, devices: list[str], required: b
 
 def test_without_the_unit_nothing_is_required(node: Any, options: Any) -> None:
     node.apply(options(devices=NVIDIA))
-    assert not drop_in(node).parent.exists()
+    assert not drop_in(node).exists()
 
 
 def test_it_comes_and_goes_without_a_restart(node: Any, options: Any) -> None:
@@ -64,7 +64,7 @@ def test_it_comes_and_goes_without_a_restart(node: Any, options: Any) -> None:
     assert not node.apply(options(devices=NVIDIA)).changed
     (node.units / "gpu-ready.service").unlink()
     assert node.apply(options(devices=NVIDIA)).actions == [f"remove {drop_in(node)}", "daemon-reload"]
-    assert not drop_in(node).parent.exists()
+    assert not drop_in(node).exists()
     assert not node.apply(options(devices=NVIDIA)).changed
 
 
@@ -94,7 +94,7 @@ def test_a_service_whose_gpus_are_not_ready(
     systemctl = node._systemctl
 
     def refuse(words: list[str]) -> Completed:
-        if words[0] == "start":
+        if words == ["start", UNIT]:
             return Completed(1, "", f"A dependency job for {UNIT} failed. See 'journalctl -xe' for details.")
         return systemctl(words)
 

@@ -2,12 +2,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.fleet.inference.plugins.module_utils.services.connections import clients, wait_until_idle
-from ansible_collections.fleet.inference.plugins.modules import service_idle
+from ansible_collections.fleet.inference.plugins.module_utils.services import connections
+from ansible_collections.fleet.inference.plugins.module_utils.services.connections import (
+    clients,
+    counter,
+    main,
+    wait_until_idle,
+)
+from ansible_collections.fleet.inference.plugins.module_utils.services.manager import program_text
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 # As Linux writes them: a llama-server that listens on 8080, one client through Docker's bridge (172.17.0.1), one that
@@ -81,7 +90,7 @@ def test_a_stopped_service_is_idle_and_a_running_one_is_asked_in_its_own_network
         (tmp_path / process / "ns" / "net").symlink_to(network)
     (tmp_path / "77" / "net").mkdir()
     (tmp_path / "77" / "net" / "tcp").write_text(TCP)
-    count = service_idle.counter({"inference-vllm": 77}.get, str(tmp_path), str(tmp_path))
+    count = counter({"inference-vllm": 77}.get, str(tmp_path), str(tmp_path))
     assert (count("vllm"), count("ollama")) == (1, 0)
 
     # In its host's network the port decides, as service.json has it.
@@ -90,3 +99,18 @@ def test_a_stopped_service_is_idle_and_a_running_one_is_asked_in_its_own_network
     (tmp_path / "services" / "vllm").mkdir(parents=True)
     (tmp_path / "services" / "vllm" / "service.json").write_text(json.dumps({"port": 8003}))
     assert count("vllm") == 0
+
+
+def test_the_program_waits_and_says_whose_requests_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["/etc/inference-fleet", "chat", "60"], lambda container: None) == 0
+    assert capsys.readouterr().out == ""
+    # This process is connected to itself only, which is nobody.
+    assert main(["/etc/inference-fleet", "chat", "0"], lambda container: os.getpid()) == 0
+
+
+def test_the_program_runs_alone_and_without_a_container_engine(tmp_path: Path) -> None:
+    script = tmp_path / "inference-idle"
+    script.write_text(program_text(connections))
+    words = [sys.executable, "-I", str(script), str(tmp_path), "chat", "60"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20, env={"PATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -16,6 +16,7 @@ from ansible_collections.fleet.inference.plugins.module_utils.services.manager i
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import SpecError
 
 UNIT = "inference-llamacpp.service"
+TARGET = "inference-fleet.target"
 CANARY = "canary-key-0001"
 IMAGE = "10.1.2.3:5000/ggml-org/llama.cpp:server-b1"
 
@@ -38,8 +39,11 @@ def test_first_install(node, options):
         f"write {directory}/extra.json",
         f"write {directory}/readiness.json",
         f"write {node.unit}",
+        f"write {node.units}/inference-fleet.target",
+        f"write {node.units}/{UNIT}.d/lifecycle.conf",
         f"write {directory}/service.json",
         f"enable {UNIT}",
+        "enable inference-fleet.target",
         "daemon-reload",
         f"start {UNIT}",
     ]
@@ -66,7 +70,7 @@ def test_second_run_changes_nothing_and_is_cheap(node, options):
     assert (result.changed, result.actions, result.ready_seconds) == (False, [], None)
     assert result.diff["before"] == result.diff["after"]
     assert node.snapshot() == before
-    assert len(node.calls) == 2
+    assert len(node.calls) == 3
 
 
 def test_env_change_restarts_once(node, options):
@@ -104,12 +108,92 @@ def test_units_are_recorded_without_a_restart(node, options):
     node.apply(options())
     path = node.directory / "service.json"
     assert "units" not in json.loads(path.read_text())
-    for units in (["GPU-1", "GPU-2"], []):
-        result = node.apply(options(units=units))
-        assert result.actions == [f"write {path}"]
-        assert node.verbs("restart", "start", "stop", "daemon-reload") == []
-        assert json.loads(path.read_text())["units"] == units
-        assert not node.apply(options(units=units)).changed
+    result = node.apply(options(units=[]))
+    assert result.actions == [f"write {path}"]
+    assert node.verbs("restart", "start", "stop", "daemon-reload") == []
+    assert json.loads(path.read_text())["units"] == []
+    assert not node.apply(options(units=[])).changed
+
+
+def test_other_units_are_recorded_without_a_restart(node, options):
+    """The first ones restart it: from then on it starts when no other service starts on them."""
+    node.apply(options())
+    assert f"restart {UNIT}" in node.apply(options(units=["GPU-1"])).actions
+    result = node.apply(options(units=["GPU-1", "GPU-2"]))
+    written = [f"write {node.directory / name}" for name in ("readiness.json", "service.json")]
+    assert result.actions == written
+    assert node.verbs("restart", "start", "stop", "daemon-reload") == []
+    assert not node.apply(options(units=["GPU-1", "GPU-2"])).changed
+
+
+def test_a_new_neighbour_restarts_nobody(node, options):
+    node.apply(options())
+    order = node.units / f"{UNIT}.d/start-order.conf"
+    result = node.apply(options(start_after=["inference-vllm.service"]))
+    assert result.actions == [f"write {order}", "daemon-reload"]
+    assert "After=inference-vllm.service" in order.read_text()
+    assert node.verbs("restart", "start", "stop") == []
+    assert not node.apply(options(start_after=["inference-vllm.service"])).changed
+    result = node.apply(options())
+    assert result.actions == [f"remove {order}", "daemon-reload"]
+    assert [path.name for path in order.parent.iterdir()] == ["lifecycle.conf"]
+    assert node.verbs("restart", "start", "stop") == []
+
+
+def test_the_order_goes_with_the_service(node, options):
+    node.apply(options(start_after=["inference-vllm.service"]))
+    order = node.units / f"{UNIT}.d/start-order.conf"
+    assert f"remove {order}" in node.apply(options(state="absent")).actions
+    assert not order.parent.exists()
+
+
+def cache(node, owner):
+    source = node.root / "var/caches/vllm/key"
+    return source, [{"source": str(source), "target": "/cache", "read_only": False, "owner": owner}]
+
+
+def test_a_folder_of_the_container_is_made_and_given(node, options):
+    mine = f"{os.geteuid()}:{os.getegid()}"
+    source, mounts = cache(node, mine)
+    assert f"create {source}" in node.apply(options(mounts=mounts), check=True).actions
+    assert not source.exists()
+    node.apply(options(mounts=mounts))
+    assert mode(source) == 0o700 and mode(source.parent) == 0o755
+    assert not node.apply(options(mounts=mounts)).changed
+    (source / "kernel.so").write_text("compiled")
+    node.apply(options(mounts=mounts, state="absent"))
+    assert (source / "kernel.so").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_goes_to_another_user_with_all_in_it(node, options, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("of somebody else")
+    source, mounts = cache(node, "10001:10002")
+    (source / "inner").mkdir(parents=True)
+    (source / "inner/kernel.so").write_text("compiled")
+    (source / "inner/link").symlink_to(outside)
+    assert f"give {source} to 10001:10002" in node.apply(options(mounts=mounts)).actions
+    for path in (source, source / "inner", source / "inner/kernel.so", source / "inner/link"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (10001, 10002)
+    assert outside.stat().st_uid == 0
+    assert not node.apply(options(mounts=mounts)).changed
+
+
+def test_a_failed_first_start_leaves_no_empty_folder(node, options):
+    source, mounts = cache(node, f"{os.geteuid()}:{os.getegid()}")
+    node.healthy = lambda: False
+    with pytest.raises(ServiceError):
+        node.apply(options(mounts=mounts))
+    assert not source.exists()
+
+
+def test_a_link_in_place_of_a_folder_is_refused(node, options, tmp_path):
+    source, mounts = cache(node, "0:0")
+    source.parent.mkdir(parents=True)
+    source.symlink_to(tmp_path)
+    with pytest.raises(ServiceError, match="is a symbolic link"):
+        node.apply(options(mounts=mounts))
 
 
 def test_mode_alone_is_put_right_without_a_restart(node, options):
@@ -282,7 +366,7 @@ def test_first_install_that_fails_leaves_nothing(node, options):
         node.apply(options())
     assert node.snapshot() == {}
     assert not node.directory.exists()
-    assert list((node.units / "multi-user.target.wants").iterdir()) == []
+    assert node.links(UNIT) == node.links(TARGET) == []
     assert node.active[UNIT] == "inactive"
     assert UNIT not in node.loaded
 
@@ -301,7 +385,7 @@ def test_stopped_service_that_does_not_start_stays_stopped(node, options):
     with pytest.raises(ServiceError, match="it is stopped, as it was before"):
         node.apply(options())
     assert node.active[UNIT] == "inactive"
-    assert not (node.units / "multi-user.target.wants" / UNIT).exists()
+    assert node.links(UNIT) == []
 
 
 def test_full_disk_before_the_restart_keeps_it_serving(node, options, monkeypatch):
@@ -332,6 +416,15 @@ def test_full_disk_before_the_restart_keeps_it_serving(node, options, monkeypatc
         ("listen tcp4 10.9.9.9:8005: bind: cannot assign requested address", "the node has no address 10.9.9.9"),
         ("unresolvable CDI devices nvidia.com/gpu=7", "knows no device nvidia.com/gpu=7"),
         ("ggml_cuda: CUDA error: out of memory", "it ran out of memory"),
+        ("error: invalid device: CUDA0", r"the engine sees no GPU \(CUDA0\) in its container"),
+        (
+            "ValueError: Free memory on device (3/24 GiB) on startup is less than desired GPU memory utilization (0.9)",
+            "less GPU memory is free than the plan gives it",
+        ),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "its share of the GPU"),
+        ("huggingface_hub.errors.LocalEntryNotFoundError: Cannot find", "the model is not whole in the model store"),
+        ("RuntimeError: Failed to infer device type", "the engine sees no GPU in its container"),
+        ("RuntimeError: No accelerator (CUDA, XPU) is available.", "the engine sees no GPU in its container"),
     ],
 )
 def test_known_causes_have_their_own_sentence(node, options, line, sentence):
@@ -339,6 +432,15 @@ def test_known_causes_have_their_own_sentence(node, options, line, sentence):
     node.healthy = lambda: False
     with pytest.raises(ServiceError, match=sentence):
         node.apply(options())
+
+
+def test_the_cause_is_found_above_the_lines_that_are_shown(node, options):
+    """The processes of one engine end one after the other, each with a traceback of its own."""
+    node.healthy = lambda: False
+    node.journal = ["RuntimeError: Failed to infer device type", *(f"  File {number}" for number in range(60))]
+    with pytest.raises(ServiceError, match="the engine sees no GPU in its container") as caught:
+        node.apply(options())
+    assert caught.value.journal == node.journal[-15:]
 
 
 def test_taken_port_is_refused_before_anything(node, options):
@@ -407,12 +509,15 @@ def test_absent(node, options):
     assert result.actions == [
         f"stop {UNIT}",
         f"disable {UNIT}",
+        f"remove {node.units}/{UNIT}.d/lifecycle.conf",
         f"remove {node.unit}",
+        f"remove {node.units}/inference-fleet.target",
         "daemon-reload",
         "remove container inference-llamacpp",
         f"remove {node.directory}",
     ]
     assert not node.directory.exists() and not node.unit.exists()
+    assert node.links(TARGET) == [] and node.active[TARGET] == "inactive"
     assert node.images == {IMAGE: "sha256:one"}
     assert not node.apply({**options(), "state": "absent"}).changed
 
@@ -423,6 +528,8 @@ def test_stopped_and_started_again_without_settings(node, options):
     by_name = {"name": "llamacpp", **paths}
     result = node.apply({**by_name, "state": "stopped"})
     assert result.actions == [f"disable {UNIT}", f"stop {UNIT}"]
+    # An engine that was killed in the end leaves no failed unit behind.
+    assert node.verbs("stop", "reset-failed")[-2:] == ["stop", "reset-failed"]
     assert not node.apply({**by_name, "state": "stopped"}).changed
     assert not node.apply(options(state="stopped")).changed
     assert node.apply(by_name, check=True).actions == [f"enable {UNIT}", f"start {UNIT}"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,12 @@ import pytest
 from ansible_collections.fleet.inference.plugins.module_utils.services.engine import cgroup_controllers
 from ansible_collections.fleet.inference.plugins.module_utils.services.image import parse_reference
 from ansible_collections.fleet.inference.plugins.module_utils.services.spec import ServiceSpec, SpecError
-from ansible_collections.fleet.inference.plugins.module_utils.services.unit import csv_fields, quote, render_unit
+from ansible_collections.fleet.inference.plugins.module_utils.services.unit import (
+    csv_fields,
+    quote,
+    render_order,
+    render_unit,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -198,6 +204,16 @@ def test_every_option_reaches_docker():
     assert "privileged" not in text.replace("no-new-privileges", "") and "docker.sock" not in text
 
 
+def test_a_stop_waits_for_running_requests_where_the_engine_would_cut_them():
+    lines = render_unit(build(**FULL, idle_timeout_seconds=120), ALL).split("\n")
+    stops = [line for line in lines if line.startswith("ExecStop=")]
+    assert stops == [
+        "ExecStop=-/usr/bin/python3 -I /var/lib/inference-fleet/bin/inference-idle /etc/inference-fleet one 120",
+        "ExecStop=-/usr/bin/docker stop -t 20 inference-one",
+    ]
+    assert "TimeoutStopSec=170" in lines
+
+
 def test_limits_only_where_the_controller_is():
     text = render_unit(build(**FULL), frozenset())
     assert "--memory" not in text and "--pids-limit" not in text
@@ -216,9 +232,51 @@ def test_the_start_limit_outlasts_five_failed_starts():
     assert "StartLimitIntervalSec=18300" in text
 
 
+SOON = {"host": "h", "port": 1, "timeout_seconds": 120}
+
+
+def test_a_service_on_gpus_starts_when_it_holds_their_locks():
+    spec = build(units=["GPU-2", "GPU-1", "0000:c1:00.0#1"], readiness=SOON)
+    assert spec.start_locks == (
+        "/run/inference-fleet/start-on-0000_c1_00.0_1.lock",
+        "/run/inference-fleet/start-on-GPU-1.lock",
+        "/run/inference-fleet/start-on-GPU-2.lock",
+    )
+    text = render_unit(spec, ALL)
+    (start,) = [line for line in systemd_lines(text) if line.startswith("ExecStart=")]
+    program = "/var/lib/inference-fleet/bin/inference-ready"
+    assert systemd_words(start.partition("=")[2]) == [
+        *("/usr/bin/python3", "-I", program, "--when-open", "/run/inference-fleet/one.start"),
+        *("/usr/bin/docker", "start", "--attach", "inference-one"),
+    ]
+    lines = text.splitlines()
+    assert {"RuntimeDirectory=inference-fleet", "RuntimeDirectoryPreserve=yes"} <= set(lines)
+    # Waiting for others is no failed start: it lengthens the start, and not the time in which five may fail.
+    assert {"TimeoutStartSec=3780", "StartLimitIntervalSec=900"} <= set(lines)
+    assert json.loads(spec.readiness_json())["locks"] == list(spec.start_locks)
+
+
+@pytest.mark.parametrize("options", [{"units": [], "readiness": SOON}, {"readiness": SOON}, {"units": ["GPU-1"]}])
+def test_other_services_wait_for_nobody(options):
+    spec = build(**options)
+    assert spec.start_locks == () and "locks" not in json.loads(spec.readiness_json())
+    text = render_unit(spec, ALL)
+    assert "ExecStart=/usr/bin/docker start --attach inference-one" in text.splitlines()
+    assert "RuntimeDirectory" not in text
+
+
+def test_the_order_of_starts():
+    units = ["inference-a.service", "inference-b.service", "inference-a.service"]
+    spec = build(start_after=units)
+    assert spec.order_path == "/etc/systemd/system/inference-one.service.d/start-order.conf"
+    assert render_order(spec).splitlines()[1:] == ["[Unit]", "After=inference-a.service inference-b.service"]
+    assert "inference-a" not in render_unit(spec, ALL)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not on this machine")
-def test_systemd_reads_the_unit(tmp_path: Path):
-    spec = build(**{**FULL, "after": [], "requires": []})
+@pytest.mark.parametrize("units", [[], ["GPU-1"]])
+def test_systemd_reads_the_unit(tmp_path: Path, units: List[str]):
+    spec = build(**{**FULL, "after": [], "requires": [], "units": units, "readiness": SOON})
     text = render_unit(spec, ALL).replace("/usr/bin/docker", "/bin/true").replace("/usr/bin/python3", "/bin/true")
     unit = tmp_path / spec.unit_name
     unit.write_text(text)
@@ -297,6 +355,14 @@ def test_references(text, parts):
         ),
         ({"ports": [{"host_port": 0, "container_port": 1}]}, "1 to 65535"),
         ({"after": ["gpu ready"]}, "full name of a unit"),
+        ({"start_after": ["one"]}, "start_after has 'one'"),
+        ({"mounts": [{"source": "/a", "target": "/m", "owner": "me", "read_only": False}]}, "owner 'me' for /a"),
+        ({"mounts": [{"source": "/a", "target": "/m", "owner": "1:1"}]}, "read_only must be false"),
+        ({"readiness": {"host": "h", "port": 1, "timeout_seconds": 1, "gpu_path": "/api/ps"}}, "readiness.model"),
+        (
+            {"readiness": {"host": "h", "port": 1, "timeout_seconds": 1, "model": "m", "further_models": ["n"]}},
+            "readiness.models_path",
+        ),
         ({"pids_limit": 0}, "above 0"),
         ({"readiness": {"host": "h", "port": 1, "timeout_seconds": 0}}, "positive number"),
         ({"readiness": {"host": "h", "port": 1, "timeout_seconds": 1, "bearer_env": "K"}}, "names K"),
