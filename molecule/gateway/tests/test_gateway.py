@@ -45,7 +45,7 @@ def test_services_run_and_start_at_boot(host: Any, replicas: list[str]) -> None:
         assert service.is_running, name
         assert service.is_enabled, name
     units = host.check_output("systemctl list-units --no-legend --plain 'inference-*'").splitlines()
-    assert [unit.split()[0] for unit in units] == [f"{name}.service" for name in replicas]
+    assert [unit.split()[0] for unit in units] == [*(f"{name}.service" for name in replicas), "inference-fleet.target"]
 
 
 def test_haproxy_takes_its_configuration(host: Any) -> None:
